@@ -1,0 +1,65 @@
+"""A model as a chain of layers, as far as the plan, the cost model and the solver need to know it.
+
+Layers are numbered 1..N; the loss is layer N (its output is a scalar, so it sends nothing). Layer 0's output is
+the raw sample. All sizes are in bytes and, except for parameters, per sample (paper, profiling stage).
+"""
+
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from hiertrain.values import Value
+
+
+class Layer(Value):
+    """One step of the chain: the unit at which a model may be cut."""
+
+    name: str
+    output_bytes: NonNegativeInt  # per sample, at the chain's dtype; 0 for the loss
+    parameter_bytes: NonNegativeInt
+    activation_bytes: NonNegativeInt | None = None  # kept for backward, per sample; None: not recorded
+
+
+def check_layer_names(layers: tuple[Layer, ...]) -> None:
+    """Raise ValueError when two layers share a name."""
+    names = [layer.name for layer in layers]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"layer name {name!r} appears {names.count(name)} times; names must be unique")
+
+
+class Chain(Value):
+    """The layers of one model for samples of one shape."""
+
+    model: str
+    sample_bytes: PositiveInt  # one raw sample as uint8
+    dtype: Literal["float32"] = "float32"
+    layers: tuple[Layer, ...] = Field(min_length=1)
+    # Layers that make hybrid training differ from single-machine SGD, each with its cause ("bn1: BatchNorm2d").
+    inexact_layers: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> "Chain":
+        check_layer_names(self.layers)
+        return self
+
+    @property
+    def depth(self) -> int:
+        """N, the number of layers, the loss included."""
+        return len(self.layers)
+
+    @property
+    def exact(self) -> bool:
+        """Whether hybrid training equals single-machine SGD up to floating-point summation order."""
+        return not self.inexact_layers
+
+    @cached_property
+    def parameter_prefix_bytes(self) -> tuple[int, ...]:
+        """Entry m: bytes of the parameters of layers 1..m; shape (N + 1,)."""
+        return tuple(accumulate((layer.parameter_bytes for layer in self.layers), initial=0))
+
+    def output_bytes(self, depth: int) -> int:
+        """Bytes of one sample's activations after layer ``depth`` (1..N)."""
+        return self.layers[depth - 1].output_bytes

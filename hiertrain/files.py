@@ -1,0 +1,69 @@
+"""The JSON files that cross borders: profile, network, plan and solution. Every error is one line."""
+
+import json
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from hiertrain.values import InputError, Value
+
+V = TypeVar("V", bound=Value)
+
+
+def load(kind: type[V], path: str | os.PathLike[str]) -> V:
+    """Read a value from a JSON file.
+
+    Raises InputError that names the file, the field, the value and the rule.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+    return parse(kind, content, str(path))
+
+
+def parse(kind: type[V], content: object, source: str) -> V:
+    """Validate JSON content that came from ``source``. Raises InputError like ``load``."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise InputError("; ".join(describe(problem, source) for problem in error.errors()[:3])) from None
+
+
+def describe(problem: "dict | object", source: str) -> str:
+    """One pydantic error as ``source: field: rule, got value``."""
+    assert isinstance(problem, dict)
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "value_error":  # our own rules name the values themselves
+        return f"{source}: {field + ': ' if field else ''}{problem['ctx']['error']}"
+    if problem["type"] == "missing":
+        return f"{source}: {field}: missing; the field is required"
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: {field}: unknown field"
+    rule = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{source}: {field}: {rule}, got {json.dumps(problem['input'], default=str)[:60]}"
+
+
+def save(value: Value, path: str | os.PathLike[str]) -> None:
+    """Write a value as JSON; the file appears whole or not at all."""
+    write_text(path, value.model_dump_json(indent=1, exclude_none=False) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file by renaming a finished temporary one, so that an interruption leaves no half of it."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

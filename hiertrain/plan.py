@@ -1,0 +1,184 @@
+"""The plan: who computes which layers for how many samples; and the problem whose answer it is.
+
+A plan is a rooted tree of workers. The paper's plan is the star: root ``o`` (all layers) with children ``s`` and
+``l``; the chain device -> edge -> cloud and "everything on one worker" are other cases. Worker w computes layers
+1..m_w (its depth); b_w samples start at layer 1 on it; S_w, the samples it carries, are its own and its subtree's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from hiertrain.chain import Chain
+from hiertrain.network import Network
+from hiertrain.profile import Profile
+from hiertrain.values import InputError, Value
+
+
+class Execution(Value):
+    """How one iteration is executed. The abstract is silent on how raw samples are encoded, so that is a choice."""
+
+    sample_encoding: Literal["uint8", "float32"] = "uint8"
+
+    @classmethod
+    def paper(cls) -> "Execution":
+        """The paper's synchronous semantics; raw samples travel as uint8."""
+        return cls()
+
+    def encoded_bytes(self, sample_bytes: int) -> int:
+        """Bytes of one raw sample on the wire, from its size as uint8."""
+        return sample_bytes * (4 if self.sample_encoding == "float32" else 1)
+
+
+class Assignment(Value):
+    """One worker's part of a plan."""
+
+    parent: str | None  # None for the root
+    depth: NonNegativeInt  # m_w: the worker computes layers 1..depth
+    samples: NonNegativeInt  # b_w: samples that start at layer 1 here
+
+
+class Plan(Value):
+    """A rooted tree of workers: the content of ``plan.json``.
+
+    Rules: one root; a child is no deeper than its parent; a worker of depth 0 has no samples and no child that
+    computes; the samples add up to the batch size.
+    """
+
+    batch_size: PositiveInt
+    data_holder: str  # the worker that has the raw samples
+    workers: dict[str, Assignment]
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> "Plan":
+        roots = [name for name, part in self.workers.items() if part.parent is None]
+        if len(roots) != 1:
+            raise ValueError(f"workers without parent: {', '.join(roots) or 'none'}; exactly one worker is the root")
+        if self.data_holder not in self.workers:
+            raise ValueError(f"data_holder {self.data_holder!r} is not one of the workers {', '.join(self.workers)}")
+        for name, part in self.workers.items():
+            if part.parent is not None and part.parent not in self.workers:
+                raise ValueError(f"worker {name!r} has the parent {part.parent!r}, which is not a worker")
+        for name in self.workers:
+            self._check_ancestors(name)
+        for name, part in self.workers.items():
+            if part.depth == 0 and part.samples > 0:
+                raise ValueError(f"worker {name!r} has depth 0 and {part.samples} samples; depth 0 means no samples")
+            if part.parent is not None and part.depth > self.workers[part.parent].depth:
+                raise ValueError(
+                    f"worker {name!r} has depth {part.depth}, its parent {part.parent!r} has "
+                    f"{self.workers[part.parent].depth}; a worker is no deeper than its parent"
+                )
+        total = sum(part.samples for part in self.workers.values())
+        if total != self.batch_size:
+            raise ValueError(f"samples add up to {total}; they must add up to the batch size {self.batch_size}")
+        return self
+
+    def _check_ancestors(self, name: str) -> None:
+        seen = [name]
+        while (parent := self.workers[seen[-1]].parent) is not None:
+            if parent in seen:
+                raise ValueError(f"workers {' -> '.join([*seen, parent])} form a cycle; parents must form a tree")
+            seen.append(parent)
+
+    @cached_property
+    def root(self) -> str:
+        """The worker without parent; it computes all layers and holds the optimizer."""
+        return next(name for name, part in self.workers.items() if part.parent is None)
+
+    @cached_property
+    def carried(self) -> Mapping[str, int]:
+        """S_w for every worker: its own samples and its subtree's."""
+        totals = {name: part.samples for name, part in self.workers.items()}
+        for name, part in self.workers.items():
+            ancestor = part.parent
+            while ancestor is not None:
+                totals[ancestor] += part.samples
+                ancestor = self.workers[ancestor].parent
+        return totals
+
+    def active(self, name: str) -> bool:
+        """Whether the worker takes part in the computation (S_w > 0)."""
+        return self.carried[name] > 0
+
+    def children(self, name: str) -> list[str]:
+        """The active children of ``name``, shallowest first (ties by name)."""
+        found = [child for child, part in self.workers.items() if part.parent == name and self.active(child)]
+        return sorted(found, key=lambda child: (self.workers[child].depth, child))
+
+    @cached_property
+    def participants(self) -> tuple[str, ...]:
+        """The active workers and the data holder, which sends samples even when it computes nothing."""
+        return tuple(name for name in self.workers if self.active(name) or name == self.data_holder)
+
+
+def check_plan(plan: Plan, chain: Chain) -> None:
+    """Raise InputError when the plan does not fit the chain: a depth beyond N, or a root that stops before it."""
+    for name, part in plan.workers.items():
+        if part.depth > chain.depth:
+            raise InputError(
+                f"plan: worker {name!r} has depth {part.depth}; {chain.model} has only {chain.depth} layers"
+            )
+    if plan.workers[plan.root].depth != chain.depth:
+        raise InputError(
+            f"plan: the root {plan.root!r} has depth {plan.workers[plan.root].depth}; "
+            f"the root computes all {chain.depth} layers of {chain.model}"
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the optimizer is asked. Raises InputError when the parts do not fit together."""
+
+    profile: Profile
+    network: Network
+    batch_size: int
+    data_holder: str
+    execution: Execution = field(default_factory=Execution.paper)
+    excluded: frozenset[str] = frozenset()  # workers that must not compute; an excluded data holder still sends
+    root: str | None = None  # None: the optimizer chooses
+    samples_stay: bool = False  # raw samples must not leave the data holder
+    memory_limit_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        known = set(self.profile.workers)
+        if self.batch_size < 1:
+            raise InputError(f"batch size {self.batch_size}: must be at least 1")
+        if self.data_holder not in known:
+            raise InputError(f"data holder {self.data_holder!r} is not in the profile; it has {_names(known)}")
+        for name in (*self.excluded, *self.memory_limit_bytes, *([self.root] if self.root else [])):
+            if name not in known:
+                raise InputError(f"worker {name!r} is not in the profile; it has {_names(known)}")
+        if not self.workers:
+            raise InputError(f"excluded workers {_names(self.excluded)}: at least one worker must be left")
+        if self.root in self.excluded:
+            raise InputError(f"root {self.root!r} is excluded; the root must compute")
+        if self.samples_stay and self.data_holder in self.excluded:
+            raise InputError(f"raw samples must stay on {self.data_holder!r}, which is excluded; nobody can start them")
+        for source in sorted({*self.workers, self.data_holder}):
+            for target in sorted({*self.workers, self.data_holder} - {source}):
+                self.network.link(source, target)
+        for name, limit in self.memory_limit_bytes.items():
+            if limit <= 0:
+                raise InputError(f"memory limit of {name!r} is {limit} bytes; must be positive")
+        missing = [layer.name for layer in self.profile.layers if layer.activation_bytes is None]
+        if self.memory_limit_bytes and missing:
+            raise InputError(f"memory limits need activation_bytes of every layer; the profile lacks {missing[0]!r}'s")
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """The workers that may compute, in the profile's order."""
+        return tuple(name for name in self.profile.workers if name not in self.excluded)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Q: bytes of one raw sample on the wire."""
+        return self.execution.encoded_bytes(self.profile.sample_bytes)
+
+
+def _names(names: "set[str] | frozenset[str]") -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,123 @@
+"""What the profiling stage finds: layer sizes, and the time of each layer on each worker.
+
+Times are affine in the number of samples, ``fixed_s + per_sample_s * n`` and 0 for n = 0; the paper's model is the
+case ``fixed_s = 0``.
+"""
+
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from hiertrain.chain import Chain, Layer, check_layer_names
+from hiertrain.values import InputError, Value
+
+
+class LayerCost(Value):
+    """Seconds for n samples: ``fixed_s + per_sample_s * n``; 0 for n = 0."""
+
+    fixed_s: NonNegativeFloat
+    per_sample_s: NonNegativeFloat
+
+    def seconds(self, samples: int) -> float:
+        return self.fixed_s + self.per_sample_s * samples if samples else 0.0
+
+    def scaled(self, factor: float) -> "LayerCost":
+        return LayerCost(fixed_s=self.fixed_s * factor, per_sample_s=self.per_sample_s * factor)
+
+
+class LayerTimes(Value):
+    """One layer on one worker."""
+
+    forward: LayerCost
+    backward: LayerCost
+    update_s: NonNegativeFloat  # one optimizer step over the layer's parameters
+
+    def scaled(self, factor: float) -> "LayerTimes":
+        return LayerTimes(
+            forward=self.forward.scaled(factor),
+            backward=self.backward.scaled(factor),
+            update_s=self.update_s * factor,
+        )
+
+
+class TimingPoint(Value):
+    """Repeated timings of one step of one layer: the median, and the interquartile range as spread."""
+
+    layer: str
+    step: Literal["forward", "backward", "update"]
+    samples: NonNegativeInt  # 0 for the update, which does not depend on it
+    median_s: NonNegativeFloat
+    spread_s: NonNegativeFloat
+
+
+class Measurement(Value):
+    """How a worker's times were obtained."""
+
+    host: str
+    threads: PositiveInt
+    warm_up: NonNegativeInt
+    repetitions: PositiveInt
+    points: tuple[TimingPoint, ...]
+    skipped: tuple[str, ...] = ()  # sample counts left out, each with its reason
+
+
+class WorkerProfile(Value):
+    """The layers' times on one worker, in chain order."""
+
+    layers: tuple[LayerTimes, ...]
+    slowdown: PositiveFloat = 1.0  # above 1: emulated by pacing a faster machine by this factor
+    measurement: Measurement | None = None  # None: written by hand
+
+    def scaled(self, factor: float) -> "WorkerProfile":
+        """The same worker ``factor`` times slower, as the runtime's pacing emulates it."""
+        return WorkerProfile(
+            layers=tuple(times.scaled(factor) for times in self.layers),
+            slowdown=self.slowdown * factor,
+            measurement=self.measurement,
+        )
+
+    @cached_property
+    def update_s(self) -> float:
+        """Seconds of one optimizer step over all layers."""
+        return sum(times.update_s for times in self.layers)
+
+    def forward_s(self, first: int, last: int, samples: int) -> float:
+        """Seconds for the forward pass of layers ``first..last`` (1-based, inclusive) over ``samples``."""
+        return sum(times.forward.seconds(samples) for times in self.layers[first - 1 : last])
+
+    def backward_s(self, first: int, last: int, samples: int) -> float:
+        """Seconds for the backward pass of layers ``first..last`` (1-based, inclusive) over ``samples``."""
+        return sum(times.backward.seconds(samples) for times in self.layers[first - 1 : last])
+
+
+class Profile(Value):
+    """Sizes and times of one model on a set of workers: the content of ``profile.json``."""
+
+    model: str
+    sample_bytes: PositiveInt
+    dtype: Literal["float32"] = "float32"
+    layers: tuple[Layer, ...] = Field(min_length=1)
+    workers: dict[str, WorkerProfile] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _times_match_layers(self) -> "Profile":
+        check_layer_names(self.layers)
+        for name, worker in self.workers.items():
+            if len(worker.layers) != len(self.layers):
+                raise ValueError(
+                    f"worker {name!r} has times for {len(worker.layers)} layers, the model has {len(self.layers)}; "
+                    "every worker needs one entry per layer"
+                )
+        return self
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The sizes alone."""
+        return Chain(model=self.model, sample_bytes=self.sample_bytes, dtype=self.dtype, layers=self.layers)
+
+    def worker(self, name: str) -> WorkerProfile:
+        """The times of worker ``name``. Raises InputError when it was not profiled."""
+        if name not in self.workers:
+            raise InputError(f"profile: no worker {name!r}; it has {', '.join(sorted(self.workers))}")
+        return self.workers[name]

@@ -1,0 +1,104 @@
+"""Small random problems and plans, feasible by construction."""
+
+from hypothesis import strategies as st
+
+from hiertrain.chain import Layer
+from hiertrain.network import Link, Network
+from hiertrain.plan import Assignment, Execution, Plan, Problem
+from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+
+NAMES = ("device", "edge", "cloud", "cloud-2")
+
+# Zero costs, equal workers and huge ratios are the corners where a solver or a formula goes wrong.
+seconds = st.sampled_from([0.0, 1e-6, 1e-3, 2e-3, 0.5]) | st.floats(0.0, 1.0)
+sizes = st.sampled_from([0, 1, 1000]) | st.integers(0, 10**6)
+
+
+@st.composite
+def layer_times(draw: st.DrawFn, *, linear: bool = False) -> LayerTimes:
+    def cost() -> LayerCost:
+        return LayerCost(fixed_s=0.0 if linear else draw(seconds), per_sample_s=draw(seconds))
+
+    return LayerTimes(forward=cost(), backward=cost(), update_s=draw(seconds))
+
+
+@st.composite
+def profiles(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 6) -> Profile:
+    depth = draw(st.integers(1, max_layers))
+    layers = [
+        Layer(
+            name=f"layer{i}",
+            output_bytes=0 if i == depth else draw(sizes),
+            parameter_bytes=draw(sizes),
+            activation_bytes=draw(sizes),
+        )
+        for i in range(1, depth + 1)
+    ]
+    linear = draw(st.booleans())
+    times = {
+        name: WorkerProfile(layers=tuple(draw(layer_times(linear=linear)) for _ in layers)) for name in NAMES[:workers]
+    }
+    if draw(st.booleans()):  # equal workers
+        times = dict.fromkeys(times, times["device"])
+    return Profile(model="random", sample_bytes=draw(st.integers(1, 10**5)), layers=tuple(layers), workers=times)
+
+
+@st.composite
+def networks(draw: st.DrawFn, *, workers: int = 3) -> Network:
+    rates = st.sampled_from([0.001, 1.0, 20.0, 1e5]) | st.floats(0.1, 100.0)
+    delays = st.sampled_from([0.0, 1.0, 100.0])
+    return Network(
+        links=tuple(
+            Link(source=a, target=b, bandwidth_mbps=draw(rates), latency_ms=draw(delays))
+            for a in NAMES[:workers]
+            for b in NAMES[:workers]
+            if a != b
+        )
+    )
+
+
+@st.composite
+def problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 6, max_batch: int = 8) -> Problem:
+    return Problem(
+        profile=draw(profiles(workers=workers, max_layers=max_layers)),
+        network=draw(networks(workers=workers)),
+        batch_size=draw(st.integers(1, max_batch)),
+        data_holder=draw(st.sampled_from(NAMES[:workers])),
+        execution=Execution(sample_encoding=draw(st.sampled_from(["uint8", "float32"]))),
+    )
+
+
+@st.composite
+def plans(
+    draw: st.DrawFn, *, names: tuple[str, ...], depth: int, batch_size: int, data_holder: str | None = None
+) -> Plan:
+    """Any plan: a random rooted tree, random depths, and samples on any workers of positive depth."""
+    order = draw(st.permutations(names))
+    parts: dict[str, Assignment] = {}
+    left = batch_size
+    for index, name in enumerate(order):
+        parent = draw(st.sampled_from(order[:index])) if index else None
+        limit = parts[parent].depth if parent else depth
+        own_depth = draw(st.integers(0, limit)) if parent else depth
+        samples = draw(st.integers(0, left)) if own_depth and index else 0
+        left -= samples
+        parts[name] = Assignment(parent=parent, depth=own_depth, samples=samples)
+    root = parts[order[0]]
+    parts[order[0]] = root.model_copy(update={"samples": left})
+    holder = data_holder or draw(st.sampled_from(names))
+    return Plan(batch_size=batch_size, data_holder=holder, workers={name: parts[name] for name in names})
+
+
+@st.composite
+def planned_problems(draw: st.DrawFn) -> tuple[Problem, Plan]:
+    workers = draw(st.integers(1, 4))
+    problem = draw(problems(workers=workers))
+    plan = draw(
+        plans(
+            names=NAMES[:workers],
+            depth=len(problem.profile.layers),
+            batch_size=problem.batch_size,
+            data_holder=problem.data_holder,
+        )
+    )
+    return problem, plan

@@ -1,0 +1,16 @@
+import pytest
+from hypothesis import given, settings
+
+from hiertrain.cost import iteration_s
+from hiertrain.plan import Plan, Problem
+from hiertrain.program import compile_plan, simulate
+from tests.strategies import planned_problems
+
+
+@settings(max_examples=1000)
+@given(planned_problems())
+def test_closed_form_equals_the_simulated_program(drawn: tuple[Problem, Plan]) -> None:
+    problem, plan = drawn
+    program = compile_plan(plan, problem.profile.chain, problem.execution)
+    timeline = simulate(program, problem.profile, problem.network)
+    assert iteration_s(problem, plan) == pytest.approx(timeline.makespan_s, rel=1e-9, abs=1e-15)
