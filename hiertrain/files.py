@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from hiertrain.values import InputError, Value
 
@@ -24,7 +25,9 @@ def load(kind: type[V], path: str | os.PathLike[str]) -> V:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique_keys)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     return parse(kind, content, str(path))
@@ -35,26 +38,36 @@ def parse(kind: type[V], content: object, source: str) -> V:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise InputError("; ".join(describe(problem, source) for problem in error.errors()[:3])) from None
+        raise InputError("; ".join(_describe(problem, source) for problem in error.errors()[:3])) from None
 
 
-def describe(problem: "dict | object", source: str) -> str:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object as a dict; a key that appears twice would otherwise silently win over the first."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise InputError(f"field {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
+    return content
+
+
+def _describe(problem: ErrorDetails, source: str) -> str:
     """One pydantic error as ``source: field: rule, got value``."""
-    assert isinstance(problem, dict)
-    field = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "value_error":  # our own rules name the values themselves
-        return f"{source}: {field + ': ' if field else ''}{problem['ctx']['error']}"
-    if problem["type"] == "missing":
-        return f"{source}: {field}: missing; the field is required"
-    if problem["type"] == "extra_forbidden":
-        return f"{source}: {field}: unknown field"
-    rule = problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{source}: {field}: {rule}, got {json.dumps(problem['input'], default=str)[:60]}"
+    where = ": ".join([source, *([".".join(str(part) for part in problem["loc"])] if problem["loc"] else [])])
+    match problem["type"]:
+        case "value_error":  # our own rules name the values themselves
+            return f"{where}: {problem.get('ctx', {})['error']}"
+        case "missing":
+            return f"{where}: missing; the field is required"
+        case "extra_forbidden":
+            return f"{where}: unknown field"
+        case _:
+            rule = problem["msg"][:1].lower() + problem["msg"][1:]
+            return f"{where}: {rule}, got {json.dumps(problem['input'], default=str)[:60]}"
 
 
 def save(value: Value, path: str | os.PathLike[str]) -> None:
     """Write a value as JSON; the file appears whole or not at all."""
-    write_text(path, value.model_dump_json(indent=1, exclude_none=False) + "\n")
+    write_text(path, value.model_dump_json(indent=1) + "\n")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -19,8 +19,8 @@ class LinkMeasurement(Value):
 class Link(Value):
     """One direction of one pair of workers. The file speaks Mbit/s and ms; the code uses bit/s and s."""
 
-    source: str = Field(alias="from")
-    target: str = Field(alias="to")
+    source: str = Field(validation_alias="from", serialization_alias="from")
+    target: str = Field(validation_alias="to", serialization_alias="to")
     bandwidth_mbps: PositiveFloat
     latency_ms: NonNegativeFloat
     measurement: LinkMeasurement | None = None

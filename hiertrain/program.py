@@ -183,7 +183,7 @@ def simulate(program: Program, profile: Profile, network: Network) -> Timeline:
 
 def dry_run(program: Program) -> None:
     """Raise InputError when the program cannot finish: a deadlock, or messages whose two sides disagree."""
-    _replay(program, lambda worker, action: 0.0, lambda source, target, size_bytes: (0.0, 0.0))
+    _replay(program, lambda *_: 0.0, lambda *_: (0.0, 0.0))
 
 
 def _replay(
@@ -217,8 +217,10 @@ def _replay(
                 return False
             arrival, sent = waiting.popleft()
             if (sent.size_bytes, sent.samples) != (action.size_bytes, action.samples):
-                raise InputError(f"program: {action.peer} will {sent} ({sent.size_bytes} bytes), "
-                                 f"but {worker} will {action} ({action.size_bytes} bytes); both sides must agree")
+                raise InputError(
+                    f"program: {action.peer} will {sent} ({sent.size_bytes} bytes), "
+                    f"but {worker} will {action} ({action.size_bytes} bytes); both sides must agree"
+                )
             end = clock[worker] = max(now, arrival)
         else:
             end = clock[worker] = now + compute_s(worker, action)
