@@ -94,7 +94,7 @@ class Plan(Value):
     def carried(self) -> Mapping[str, int]:
         """S_w for every worker: its own samples and its subtree's."""
         totals = {name: part.samples for name, part in self.workers.items()}
-        for name, part in self.workers.items():
+        for part in self.workers.values():
             ancestor = part.parent
             while ancestor is not None:
                 totals[ancestor] += part.samples
@@ -109,6 +109,23 @@ class Plan(Value):
         """The active children of ``name``, shallowest first (ties by name)."""
         found = [child for child, part in self.workers.items() if part.parent == name and self.active(child)]
         return sorted(found, key=lambda child: (self.workers[child].depth, child))
+
+    def own_rows(self, name: str) -> range:
+        """Which rows of the mini-batch start at layer 1 on worker ``name``: consecutive, in the order of the workers."""
+        first = 0
+        for other, part in self.workers.items():
+            if other == name:
+                return range(first, first + part.samples)
+            first += part.samples
+        raise KeyError(name)
+
+    def rows_at_own_depth(self, name: str) -> list[int]:
+        """The rows that ``name`` holds after its last layer: its own, then those of each child that it took over."""
+        rows = list(self.own_rows(name))
+        for child in self.children(name):
+            if self.workers[child].depth < self.workers[self.root].depth:
+                rows += self.rows_at_own_depth(child)
+        return rows
 
     @cached_property
     def participants(self) -> tuple[str, ...]:

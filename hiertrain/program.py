@@ -13,7 +13,7 @@ from enum import StrEnum
 from hiertrain.chain import Chain
 from hiertrain.network import Network
 from hiertrain.plan import Execution, Plan, check_plan
-from hiertrain.profile import Profile
+from hiertrain.profile import Profile, WorkerProfile
 from hiertrain.values import InputError
 
 
@@ -157,6 +157,17 @@ def _actions(plan: Plan, chain: Chain, execution: Execution, worker: str) -> lis
     return actions
 
 
+def compute_s(times: WorkerProfile, action: Action) -> float:
+    """Seconds of a computing action on a worker with these times."""
+    match action.kind:
+        case Kind.FORWARD:
+            return times.forward_s(action.first, action.last, action.samples)
+        case Kind.BACKWARD:
+            return times.backward_s(action.first, action.last, action.samples)
+        case _:
+            return times.update_s
+
+
 def simulate(program: Program, profile: Profile, network: Network) -> Timeline:
     """The predicted timeline of one iteration.
 
@@ -164,21 +175,11 @@ def simulate(program: Program, profile: Profile, network: Network) -> Timeline:
     Raises InputError when the program deadlocks, a worker was not profiled or a link is missing.
     """
 
-    def compute_s(worker: str, action: Action) -> float:
-        times = profile.worker(worker)
-        match action.kind:
-            case Kind.FORWARD:
-                return times.forward_s(action.first, action.last, action.samples)
-            case Kind.BACKWARD:
-                return times.backward_s(action.first, action.last, action.samples)
-            case _:
-                return times.update_s
-
     def message_s(source: str, target: str, size_bytes: int) -> tuple[float, float]:
         link = network.link(source, target)
         return link.transmission_s(size_bytes), link.latency_s
 
-    return _replay(program, compute_s, message_s)
+    return _replay(program, lambda worker, action: compute_s(profile.worker(worker), action), message_s)
 
 
 def dry_run(program: Program) -> None:
@@ -188,10 +189,10 @@ def dry_run(program: Program) -> None:
 
 def _replay(
     program: Program,
-    compute_s: Callable[[str, Action], float],
+    duration_s: Callable[[str, Action], float],
     message_s: Callable[[str, str, int], tuple[float, float]],
 ) -> Timeline:
-    """Perform the program: ``compute_s`` gives an action's duration, ``message_s`` (transmission, latency)."""
+    """Perform the program: ``duration_s`` gives an action's duration, ``message_s`` (transmission, latency)."""
     clock = dict.fromkeys(program.actions, 0.0)
     position = dict.fromkeys(program.actions, 0)
     link_free: dict[tuple[str, str], float] = defaultdict(float)
@@ -223,7 +224,7 @@ def _replay(
                 )
             end = clock[worker] = max(now, arrival)
         else:
-            end = clock[worker] = now + compute_s(worker, action)
+            end = clock[worker] = now + duration_s(worker, action)
         spans.append(Span(worker, position[worker], action, start, end))
         return True
 

@@ -1,0 +1,202 @@
+"""What a testbed asks of its workers and what they answer: plain validated JSON, no pickle.
+
+A control message is one line of JSON; if it says ``payload_bytes``, that many raw bytes follow the line. Requests go
+to a worker's standard input, answers come from its standard output, so that the same code serves a local process, a
+network namespace and an SSH session, and a worker notices at once when whoever started it is gone.
+"""
+
+import json
+from typing import IO, Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from hiertrain.network import Link
+from hiertrain.plan import Execution, Plan
+from hiertrain.profile import WorkerProfile
+from hiertrain.values import Value
+
+
+class ModelSettings(Value):
+    """Which model; every worker builds it for itself."""
+
+    name: str
+    sample_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # None: the model's default
+    classes: PositiveInt = 10
+    seed: NonNegativeInt = 0
+
+
+class OptimizerSettings(Value):
+    """The optimizer at the root. ``momentum`` belongs to SGD alone; Adam keeps PyTorch's default betas."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    learning_rate: PositiveFloat = 0.05
+    momentum: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class Training(Value):
+    """What is trained, whoever computes it: the same for every plan and for a single process."""
+
+    model: ModelSettings
+    dataset: str
+    data_folder: str  # on the data holder's machine
+    batch_size: PositiveInt
+    optimizer: OptimizerSettings = OptimizerSettings()
+    seed: NonNegativeInt = 0  # of the sample order
+    iterations: PositiveInt
+    snapshot_every: PositiveInt  # iterations; there is always one after the last
+
+
+class Group(Value):
+    """The workers that exchange tensors in one job; a worker's rank is its place in ``members``."""
+
+    members: tuple[str, ...]
+    tag: str  # unique per job: jobs of one session share the store
+    store_address: str
+    store_port: PositiveInt
+    timeout_s: PositiveFloat
+
+
+class ProfileJob(Value):
+    """Measure the layers of a model on this worker."""
+
+    kind: Literal["profile"] = "profile"
+    model: ModelSettings
+    threads: PositiveInt
+    sample_counts: tuple[PositiveInt, ...] = Field(min_length=1)
+    repetitions: PositiveInt
+    warm_up: NonNegativeInt
+    time_limit_s: PositiveFloat
+    memory_limit_bytes: PositiveInt | None = None
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+
+class ProbeJob(Value):
+    """Measure the link from the group's first member to its second; ``links`` are emulated, by receiver."""
+
+    kind: Literal["probe"] = "probe"
+    group: Group
+    links: dict[str, Link] = {}
+    repetitions: PositiveInt
+    target_s: PositiveFloat  # a long message is made long enough to take this long
+
+
+class TrainJob(Value):
+    """Train by a plan. ``links`` are the emulated links from this worker, ``pace`` its emulated speed."""
+
+    kind: Literal["train"] = "train"
+    group: Group
+    links: dict[str, Link] = {}
+    pace: WorkerProfile | None = None  # None: as fast as the machine is
+    threads: PositiveInt
+    training: Training
+    plan: Plan
+    execution: Execution
+
+
+Job = Annotated[ProfileJob | ProbeJob | TrainJob, Field(discriminator="kind")]
+
+
+class Request(Value):
+    """One line to a worker."""
+
+    job: Job
+
+
+class Ready(Value):
+    """A worker's first answer. ``store_port`` is that of the rendezvous store, on the worker that serves it."""
+
+    kind: Literal["ready"] = "ready"
+    host: str
+    store_port: PositiveInt | None = None
+
+
+class Progress(Value):
+    """How far a job has come; ``note`` is what a progress bar shows beside it."""
+
+    kind: Literal["progress"] = "progress"
+    done: NonNegativeInt
+    total: NonNegativeInt
+    note: str = ""
+
+
+class Failure(Value):
+    """The job failed; the message is one line, the traceback goes to the log."""
+
+    kind: Literal["failure"] = "failure"
+    error: str
+    traceback: str
+
+
+class Profiled(Value):
+    """The answer to a ProfileJob."""
+
+    kind: Literal["profiled"] = "profiled"
+    profile: WorkerProfile
+
+
+class Probed(Value):
+    """The answer to a ProbeJob, from the sender; the other member answers without timings.
+
+    ``long_s`` and ``short_s`` are the times of a long and an empty message there, each with an empty message back.
+    """
+
+    kind: Literal["probed"] = "probed"
+    message_bytes: NonNegativeInt = 0
+    long_s: tuple[PositiveFloat, ...] = ()
+    short_s: tuple[PositiveFloat, ...] = ()
+
+
+class Snapshot(Value):
+    """The root's weights after ``iteration`` iterations, as payload (see ``runtime.pack_state``)."""
+
+    kind: Literal["snapshot"] = "snapshot"
+    iteration: PositiveInt
+
+
+class Trained(Value):
+    """The answer to a TrainJob. Times are the worker's monotonic clock in seconds.
+
+    ``spans`` has the start and end of every action of every iteration: shape (iterations, actions, 2).
+    """
+
+    kind: Literal["trained"] = "trained"
+    losses: tuple[float, ...]  # this worker's share of each iteration's mean loss; 0 where it computes no loss
+    started_s: tuple[float, ...]
+    ended_s: tuple[float, ...]
+    spans: tuple[tuple[tuple[float, float], ...], ...]
+
+
+Answer = Annotated[Ready | Progress | Failure | Profiled | Probed | Snapshot | Trained, Field(discriminator="kind")]
+
+
+class Reply(Value):
+    """One line from a worker."""
+
+    answer: Answer
+    payload_bytes: NonNegativeInt = 0
+
+
+def write_message(stream: IO[bytes], message: Request | Reply, payload: bytes = b"") -> None:
+    """Write one control message, flushed."""
+    stream.write(message.model_dump_json().encode() + b"\n")
+    stream.write(payload)
+    stream.flush()
+
+
+def read_request(stream: IO[bytes]) -> Request | None:
+    """The next request, or None at the end of the stream."""
+    line = stream.readline()
+    return Request.model_validate(json.loads(line)) if line else None
+
+
+def read_reply(stream: IO[bytes]) -> tuple[Answer, bytes] | None:
+    """The next answer and its payload, or None at the end of the stream."""
+    line = stream.readline()
+    if not line:
+        return None
+    reply = Reply.model_validate(json.loads(line))
+    payload = stream.read(reply.payload_bytes)
+    if len(payload) < reply.payload_bytes:
+        return None
+    return reply.answer, payload

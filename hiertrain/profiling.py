@@ -1,0 +1,219 @@
+"""Measures layers and links on the worker's side: the paper's first stage, profiling.
+
+Each layer is timed as the runtime executes it: its input is a detached leaf, its backward pass starts from a given
+gradient. All times in seconds of wall time, after a warm-up; the median counts, the interquartile range is the spread.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from hiertrain.jobs import Probed, ProbeJob, ProfileJob
+from hiertrain.models import ChainModel, build_model, summed_loss
+from hiertrain.profile import LayerCost, LayerTimes, Measurement, TimingPoint, WorkerProfile
+from hiertrain.runtime import build_optimizer
+from hiertrain.transport import Transport
+
+Report = Callable[[int, int, str], None]  # done, total, note
+
+MAXIMUM_MESSAGE_BYTES = 64 * 2**20
+
+
+def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
+    """Time forward, backward and update of every layer at the job's sample counts, and fit affine costs.
+
+    Sample counts that would exceed the job's time or memory limit are skipped, largest first, and the profile says so;
+    the smallest is always measured. Raises InputError when the model cannot be built.
+    """
+    model = build_model(job.model.name, job.model.sample_shape, job.model.classes, job.model.seed).train()
+    points: list[TimingPoint] = []
+    skipped: list[str] = []
+    started_s = time.monotonic()
+    counts = sorted(set(job.sample_counts))
+    passed_s, previous = 0.0, 0
+    for index, samples in enumerate(counts):
+        reason = _excess(job, model, samples, time.monotonic() - started_s, passed_s * samples / max(previous, 1))
+        if reason and index:
+            skipped.append(f"{samples} samples: {reason}")
+            continue
+        report(index, len(counts), f"{samples} samples")
+        begun_s = time.monotonic()
+        points += _time_passes(model, samples, job)
+        passed_s, previous = time.monotonic() - begun_s, samples
+    points += _time_updates(model, job)
+    report(len(counts), len(counts), "done")
+    measurement = Measurement(
+        host=platform.node(),
+        threads=torch.get_num_threads(),
+        warm_up=job.warm_up,
+        repetitions=job.repetitions,
+        points=tuple(points),
+        skipped=tuple(skipped),
+    )
+    return WorkerProfile(layers=fit_layers([layer.name for layer in model.chain.layers], points), measurement=measurement)
+
+
+def fit_layers(names: list[str], points: list[TimingPoint]) -> tuple[LayerTimes, ...]:
+    """Affine costs per layer, in the order of ``names``, from measured points."""
+
+    def of(name: str, step: str) -> list[TimingPoint]:
+        return [point for point in points if point.layer == name and point.step == step]
+
+    return tuple(
+        LayerTimes(
+            forward=fit_cost(of(name, "forward")),
+            backward=fit_cost(of(name, "backward")),
+            update_s=sum(point.median_s for point in of(name, "update")),
+        )
+        for name in names
+    )
+
+
+def fit_cost(points: list[TimingPoint]) -> LayerCost:
+    """The non-negative ``fixed_s + per_sample_s * n`` with the least relative squared error.
+
+    Relative, because the times span orders of magnitude and the smallest matter as much as the largest. One sample
+    count alone cannot tell the two apart: all is then put down to the samples, as in the paper.
+    """
+    counts = np.array([point.samples for point in points], dtype=float)
+    times = np.array([max(point.median_s, 1e-9) for point in points])
+    candidates = [_slope_only(counts, times)]
+    if len(set(counts)) > 1:
+        design = np.column_stack([1 / times, counts / times])
+        fixed, slope = np.linalg.lstsq(design, np.ones(len(times)), rcond=None)[0]
+        if fixed >= 0 and slope >= 0:  # the unconstrained optimum, else the better of the two edges
+            return LayerCost(fixed_s=float(fixed), per_sample_s=float(slope))
+        candidates.append((float((1 / times).sum() / (1 / times**2).sum()), 0.0))
+    fixed, slope = min(candidates, key=lambda fit: float((((fit[0] + fit[1] * counts) / times - 1) ** 2).sum()))
+    return LayerCost(fixed_s=fixed, per_sample_s=slope)
+
+
+def _slope_only(counts: np.ndarray, times: np.ndarray) -> tuple[float, float]:
+    ratios = counts / times
+    return 0.0, float(ratios.sum() / (ratios**2).sum())
+
+
+def _excess(job: ProfileJob, model: ChainModel, samples: int, elapsed_s: float, expected_s: float) -> str | None:
+    """Why this sample count must be skipped, or None."""
+    if elapsed_s + expected_s > job.time_limit_s:
+        return f"would exceed the time limit of {job.time_limit_s:g} s"
+    chain = model.chain
+    needed = 2 * chain.parameter_prefix_bytes[-1] + max(
+        samples * ((layer.activation_bytes or 0) + 2 * layer.output_bytes) for layer in chain.layers
+    )
+    if job.memory_limit_bytes is not None and needed > job.memory_limit_bytes:
+        return f"would need {needed} bytes of the memory limit {job.memory_limit_bytes}"
+    return None
+
+
+def _time_passes(model: ChainModel, samples: int, job: ProfileJob) -> list[TimingPoint]:
+    """Forward and backward of each layer, the loss included, on random samples."""
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randint(0, 256, (samples, *model.sample_shape), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, job.model.classes, (samples,), generator=generator)
+    points = []
+    for number, layer in enumerate(model.chain.layers, start=1):
+        loss = number == model.chain.depth
+        function = partial(summed_loss, labels=labels) if loss else partial(model.run, first=number, last=number)
+        forward_s, backward_s = [], []
+        for repetition in range(job.warm_up + job.repetitions):
+            leaf = value.detach()
+            if number > 1:
+                leaf.requires_grad_()
+            begun_s = time.perf_counter()
+            output = function(leaf)
+            middle_s = time.perf_counter()
+            gradient = None if loss else torch.ones_like(output)
+            turned_s = time.perf_counter()
+            if output.requires_grad:
+                torch.autograd.backward(output, gradient)
+            ended_s = time.perf_counter()
+            if repetition >= job.warm_up:
+                forward_s.append(middle_s - begun_s)
+                backward_s.append(ended_s - turned_s)
+        points += [_point(layer.name, "forward", samples, forward_s), _point(layer.name, "backward", samples, backward_s)]
+        value = output.detach()
+    return points
+
+
+def _time_updates(model: ChainModel, job: ProfileJob) -> list[TimingPoint]:
+    """One optimizer step per layer with parameters."""
+    points = []
+    for layer, module in zip(model.chain.layers[:-1], model.layers, strict=True):
+        parameters = list(module.parameters())
+        if not parameters:
+            continue
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = build_optimizer(job.optimizer, parameters)
+        step_s = []
+        for repetition in range(job.warm_up + job.repetitions):
+            begun_s = time.perf_counter()
+            optimizer.step()
+            if repetition >= job.warm_up:
+                step_s.append(time.perf_counter() - begun_s)
+        points.append(_point(layer.name, "update", 0, step_s))
+    return points
+
+
+def _point(layer: str, step: str, samples: int, times_s: list[float]) -> TimingPoint:
+    low, median, high = np.quantile(times_s, [0.25, 0.5, 0.75])
+    return TimingPoint(layer=layer, step=step, samples=samples, median_s=float(median), spread_s=float(high - low))  # type: ignore[arg-type]
+
+
+def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
+    """Time messages from the group's first member to its second, each answered by an empty one.
+
+    The long message is lengthened until it takes ``target_s``, so that the bandwidth follows from the difference to
+    an empty message: fixed costs cancel out.
+    """
+    sender, receiver = job.group.members
+    with Transport(name, job.group, job.links) as transport:
+        if name == receiver:
+            _answer(transport, sender)
+            return Probed()
+
+        def exchange(size_bytes: int) -> float:
+            """Seconds from announcing nothing to the receiver's answer to ``size_bytes``; the size goes ahead."""
+            transport.send(receiver, torch.tensor([size_bytes])).result()
+            back = torch.empty(1, dtype=torch.uint8)
+            work = transport.receive(receiver, back)
+            work.wait()  # the receiver is ready
+            message = torch.empty(size_bytes, dtype=torch.uint8)
+            work = transport.receive(receiver, back)
+            begun_s = time.perf_counter()
+            transport.send(receiver, message)
+            work.wait()
+            return time.perf_counter() - begun_s
+
+        exchange(1)
+        size_bytes = 4096
+        while exchange(size_bytes) < job.target_s and size_bytes < MAXIMUM_MESSAGE_BYTES:
+            size_bytes *= 2
+        long_s, short_s = [], []
+        for repetition in range(job.repetitions):
+            report(repetition, job.repetitions, f"{sender} to {receiver}")
+            short_s.append(exchange(1))
+            long_s.append(exchange(size_bytes))
+        transport.send(receiver, torch.tensor([0])).result()
+    return Probed(message_bytes=size_bytes, long_s=tuple(long_s), short_s=tuple(short_s))
+
+
+def _answer(transport: Transport, sender: str) -> None:
+    """The receiver's side of ``probe_link``: answer until a size of 0 is announced."""
+    token = torch.zeros(1, dtype=torch.uint8)
+    size = torch.empty(1, dtype=torch.int64)
+    while True:
+        transport.receive(sender, size).wait()
+        if not size.item():
+            return
+        message = torch.empty(int(size.item()), dtype=torch.uint8)
+        work = transport.receive(sender, message)
+        transport.send(sender, token)
+        work.wait()
+        transport.send(sender, token).result()
+

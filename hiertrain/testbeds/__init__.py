@@ -1,0 +1,1 @@
+"""Where workers run and how links are shaped."""

@@ -1,0 +1,238 @@
+"""A testbed session: worker processes that are started once and serve jobs until the session is closed.
+
+The kinds of testbed differ only in how a worker's command is started, which address it has and how links are shaped;
+each kind's module turns its settings into ``Host`` values and opens a ``Testbed`` with them.
+"""
+
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import IO, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from hiertrain.jobs import Answer, Failure, Group, Job, Progress, Ready, Request, Snapshot, read_reply, write_message
+from hiertrain.network import Link, Network
+from hiertrain.values import Value
+
+START_TIMEOUT_S = 120.0  # importing PyTorch on a slow machine
+END_TIMEOUT_S = 5.0
+GRACE_S = 1.0  # after a failure, how long to listen for the peers' accounts of it
+
+
+class WorkerError(RuntimeError):
+    """A worker failed or died; the message names it and what it was doing."""
+
+
+class WorkerSettings(Value):
+    """One worker of a testbed file."""
+
+    slowdown: float = 1.0  # paced to this multiple of the machine's own time; 1: as fast as it is
+    threads: PositiveInt = 1
+
+    @field_validator("slowdown")
+    @classmethod
+    def _room_for_pacing(cls, slowdown: float) -> float:
+        if slowdown != 1 and not slowdown >= 2:
+            raise ValueError(f"slowdown {slowdown:g}: must be 1 (no pacing) or at least 2, so that there is room to wait")
+        return slowdown
+
+
+class TestbedSettings(Value):
+    """The content of a testbed file. ``links`` empty: as fast as the machine's own network is."""
+
+    __test__ = False  # the name is not that of a test class
+
+    kind: Literal["local"]
+    data_holder: str
+    workers: dict[str, WorkerSettings] = Field(min_length=1)
+    links: tuple[Link, ...] = ()
+    timeout_s: PositiveFloat = 60.0  # of one message, on top of what the emulated links need
+
+    @model_validator(mode="after")
+    def _names_are_workers(self) -> "TestbedSettings":
+        names = {self.data_holder, *(name for link in self.links for name in (link.source, link.target))}
+        for name in sorted(names - set(self.workers)):
+            raise ValueError(f"{name!r} is not one of the workers {', '.join(self.workers)}")
+        Network(links=self.links)  # one link per direction
+        return self
+
+    @property
+    def emulated(self) -> bool:
+        """Whether anything but the machine itself sets the pace, so that times must be labelled emulated."""
+        return bool(self.links) or any(worker.slowdown != 1 for worker in self.workers.values())
+
+    def links_from(self, worker: str) -> dict[str, Link]:
+        """The emulated links from ``worker``, by receiver."""
+        return {link.target: link for link in self.links if link.source == worker}
+
+
+@dataclass(frozen=True)
+class Host:
+    """How one worker is reached."""
+
+    command: Sequence[str]  # starts ``python -m hiertrain.worker`` there, its arguments still missing
+    address: str  # that the other workers reach
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+
+class Testbed:
+    """An open session: a context manager. After an error it is closed, and no process is left."""
+
+    __test__ = False
+
+    def __init__(self, settings: TestbedSettings, hosts: Mapping[str, Host]) -> None:
+        """Start one worker per host and wait until all are ready. Raises WorkerError."""
+        self.settings = settings
+        self._hosts = hosts
+        self._tags = count()
+        self._logs = tempfile.TemporaryDirectory(prefix="hiertrain-")
+        self._answers: queue.SimpleQueue[tuple[str, Answer | None, bytes]] = queue.SimpleQueue()
+        self._workers: dict[str, _Worker] = {}
+        try:
+            store_host, *_ = hosts  # the first worker serves the rendezvous store
+            for name, host in hosts.items():
+                self._start(name, host, ["--serve-store", host.address] if name == store_host else [])
+            ready = self._collect(set(hosts), START_TIMEOUT_S)
+        except BaseException:
+            self.close()
+            raise
+        store = ready[store_host]
+        assert isinstance(store, Ready)
+        assert store.store_port is not None
+        self._store = hosts[store_host].address, store.store_port
+
+    def __enter__(self) -> "Testbed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """The names of the workers."""
+        return tuple(self._hosts)
+
+    def group(self, members: Sequence[str], timeout_s: float) -> Group:
+        """A new process group. ``timeout_s`` is the longest that one message may take, from the cost model."""
+        address, port = self._store
+        return Group(
+            members=tuple(members),
+            tag=f"job{next(self._tags)}",
+            store_address=address,
+            store_port=port,
+            timeout_s=timeout_s + self.settings.timeout_s,
+        )
+
+    def run(
+        self,
+        jobs: Mapping[str, Job],
+        on_progress: Callable[[str, Progress], None] = lambda *_: None,
+        on_snapshot: Callable[[Snapshot, bytes], None] = lambda *_: None,
+    ) -> dict[str, Answer]:
+        """Give each worker its job and wait for all answers.
+
+        Raises WorkerError when a worker fails or dies; the session is then closed, as it is after an interruption.
+        """
+        try:
+            for name, job in jobs.items():
+                write_message(self._workers[name].stdin, Request(job=job))
+            return self._collect(set(jobs), None, on_progress, on_snapshot)
+        except BrokenPipeError:
+            self.close()
+            raise WorkerError(f"workers {', '.join(jobs)}: one is gone; open a new testbed") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End all workers: the end of their input ends them; whoever does not listen is killed."""
+        for worker in self._workers.values():
+            worker.stdin.close()
+        for worker in self._workers.values():
+            try:
+                worker.process.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        self._logs.cleanup()
+
+    def _start(self, name: str, host: Host, arguments: list[str]) -> None:
+        log = Path(self._logs.name) / f"{name}.log"
+        with log.open("wb") as log_stream:
+            process = subprocess.Popen(
+                [*host.command, "--name", name, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_stream,
+                env={**os.environ, **host.environment},
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which closes the session
+            )
+        self._workers[name] = _Worker(process, log)
+        threading.Thread(target=self._listen, args=(name, self._workers[name].stdout), daemon=True).start()
+
+    def _listen(self, name: str, stream: IO[bytes]) -> None:
+        with stream:
+            while (reply := read_reply(stream)) is not None:
+                self._answers.put((name, *reply))
+        self._answers.put((name, None, b""))
+
+    def _collect(
+        self,
+        waiting: set[str],
+        timeout_s: float | None,
+        on_progress: Callable[[str, Progress], None] = lambda *_: None,
+        on_snapshot: Callable[[Snapshot, bytes], None] = lambda *_: None,
+    ) -> dict[str, Answer]:
+        answers: dict[str, Answer] = {}
+        failures: list[str] = []
+        while waiting:
+            try:
+                name, answer, payload = self._answers.get(timeout=GRACE_S if failures else timeout_s)
+            except queue.Empty:
+                break
+            match answer:
+                case Progress():
+                    on_progress(name, answer)
+                case Snapshot():
+                    on_snapshot(answer, payload)
+                case None:
+                    failures.append(f"worker {name} is gone{self._workers[name].last_words()}")
+                    waiting.discard(name)
+                case Failure():
+                    failures.append(f"worker {name} failed: {answer.error}")
+                    waiting.discard(name)
+                case _:
+                    answers[name] = answer
+                    waiting.discard(name)
+        if failures:
+            raise WorkerError("; ".join(failures))
+        if waiting:
+            raise WorkerError(f"no sign of worker {', '.join(sorted(waiting))} within {timeout_s:g} s")
+        return answers
