@@ -23,6 +23,7 @@ class ModelSettings(Value):
     sample_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # None: the model's default
     classes: PositiveInt = 10
     seed: NonNegativeInt = 0
+    options: dict[str, float | int | bool] = {}  # further arguments of a torchvision model, such as dropout
 
 
 class OptimizerSettings(Value):

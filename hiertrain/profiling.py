@@ -29,7 +29,7 @@ def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
     Sample counts that would exceed the job's time or memory limit are skipped, largest first, and the profile says so;
     the smallest is always measured. Raises InputError when the model cannot be built.
     """
-    model = build_model(job.model.name, job.model.sample_shape, job.model.classes, job.model.seed).train()
+    model = build_model(**dict(job.model)).train()
     points: list[TimingPoint] = []
     skipped: list[str] = []
     started_s = time.monotonic()

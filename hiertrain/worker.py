@@ -114,8 +114,7 @@ def _serve(name: str, job: Job, outbox: _Outbox) -> Profiled | Probed | Trained:
 def _train(name: str, job: TrainJob, outbox: _Outbox) -> Trained:
     """Train by the job's plan. The first member of the group reports progress, the root its weights."""
     training, plan = job.training, job.plan
-    spec = training.model
-    model = build_model(spec.name, spec.sample_shape, spec.classes, spec.seed)
+    model = build_model(**dict(training.model))
     dataset = load_dataset(training.dataset, Path(training.data_folder)) if name == plan.data_holder else None
     records: list[IterationRecord] = []
     with Transport(name, job.group, job.links) as transport:

@@ -1,0 +1,41 @@
+"""Single-process SGD: what every plan must equal, written as anybody would write it, without plan or program."""
+
+import time
+from dataclasses import dataclass
+
+from torch.nn.functional import cross_entropy
+from tqdm.auto import trange
+
+from hiertrain.datasets import Dataset, batch_indices
+from hiertrain.jobs import Training
+from hiertrain.models import build_model
+from hiertrain.runtime import build_optimizer, pack_state
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """Loss and seconds per iteration, and the packed weights by the number of iterations done."""
+
+    losses: tuple[float, ...]
+    iteration_s: tuple[float, ...]
+    snapshots: dict[int, bytes]
+
+
+def train_on_one_process(training: Training, dataset: Dataset) -> ReferenceRun:
+    """Train in this process, at its own speed: the same model, sample order and optimizer as every plan."""
+    model = build_model(**dict(training.model)).train()
+    optimizer = build_optimizer(training.optimizer, list(model.parameters()))
+    losses, iteration_s, snapshots = [], [], {}
+    for iteration in trange(training.iterations, desc="single process", unit="iteration", leave=False):
+        rows = batch_indices(len(dataset.train_labels), training.batch_size, training.seed, iteration)
+        started_s = time.monotonic()
+        optimizer.zero_grad()
+        loss = cross_entropy(model(dataset.train_samples[rows]), dataset.train_labels[rows])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        iteration_s.append(time.monotonic() - started_s)
+        done = iteration + 1
+        if done == training.iterations or done % training.snapshot_every == 0:
+            snapshots[done] = pack_state(model)
+    return ReferenceRun(tuple(losses), tuple(iteration_s), snapshots)

@@ -1,0 +1,256 @@
+"""The paper's three stages as the user drives them: profiling and training on a testbed's workers.
+
+Optimization, the stage between them, is ``scheduling.optimize``. Times that come from here are *measured* where the
+testbed runs at its own speed and *emulated* where it paces or shapes (``TestbedSettings.emulated``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from hiertrain.datasets import Dataset, iterations_per_epoch, load_dataset
+from hiertrain.jobs import (
+    ModelSettings,
+    OptimizerSettings,
+    Probed,
+    ProbeJob,
+    Profiled,
+    ProfileJob,
+    Progress,
+    Snapshot,
+    Trained,
+    Training,
+    TrainJob,
+)
+from hiertrain.models import ChainModel, build_model
+from hiertrain.network import Link, LinkMeasurement, Network
+from hiertrain.paths import DATA
+from hiertrain.plan import Plan, Problem
+from hiertrain.profile import Profile, WorkerProfile
+from hiertrain.program import Program, Span, Timeline, compile_plan, dry_run, simulate
+from hiertrain.runtime import unpack_state
+from hiertrain.testbeds.base import Testbed
+from hiertrain.values import InputError
+
+EVALUATION_BATCH = 500
+
+
+def measure_layers(
+    testbed: Testbed,
+    model: ModelSettings,
+    *,
+    sample_counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128),
+    repetitions: int = 9,
+    warm_up: int = 2,
+    time_limit_s: float = 60.0,
+    memory_limit_bytes: int | None = None,
+) -> Profile:
+    """Stage 1a: the time of every layer of ``model`` on every worker.
+
+    Workers that pace are all this machine: it is measured once, on one of them while the others idle, and each
+    paced worker gets that frozen base profile times its slowdown, which is what the runtime will pace it to.
+    Raises WorkerError, InputError.
+    """
+    chain = build_model(**dict(model)).chain
+    workers: dict[str, WorkerProfile] = {}
+    base: dict[int, WorkerProfile] = {}  # by number of threads
+    for name in testbed.workers:
+        settings = testbed.settings.workers[name]
+        if settings.slowdown == 1 or settings.threads not in base:
+            job = ProfileJob(
+                model=model,
+                threads=settings.threads,
+                sample_counts=sample_counts,
+                repetitions=repetitions,
+                warm_up=warm_up,
+                time_limit_s=time_limit_s,
+                memory_limit_bytes=memory_limit_bytes,
+            )
+            with tqdm(desc=f"profiling {model.name} on {name}", unit="count", leave=False) as bar:
+                answer = testbed.run({name: job}, on_progress=_shown_on(bar))[name]
+            assert isinstance(answer, Profiled)
+            base[settings.threads] = workers[name] = answer.profile
+        if settings.slowdown != 1:
+            workers[name] = base[settings.threads].scaled(settings.slowdown)
+    return Profile(
+        model=chain.model, sample_bytes=chain.sample_bytes, dtype=chain.dtype, layers=chain.layers, workers=workers
+    )
+
+
+def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0.1) -> Network:
+    """Stage 1b: bandwidth and latency of every pair and direction, by real transfers, one pair at a time.
+
+    A link's latency is taken as half of the round trip of an empty message: the two directions cannot be told apart
+    without synchronised clocks. Raises WorkerError.
+    """
+    pairs = [(a, b) for a in testbed.workers for b in testbed.workers if a != b]
+    links = []
+    for source, target in tqdm(pairs, desc="probing links", unit="link", leave=False):
+        group = testbed.group((source, target), timeout_s=10 * target_s)
+        jobs = {
+            name: ProbeJob(
+                group=group, links=testbed.settings.links_from(name), repetitions=repetitions, target_s=target_s
+            )
+            for name in (source, target)
+        }
+        answer = testbed.run(jobs)[source]
+        assert isinstance(answer, Probed)
+        links.append(link_from_probe(source, target, answer))
+    return Network(links=tuple(links))
+
+
+def link_from_probe(source: str, target: str, probe: Probed) -> Link:
+    """Bandwidth from the difference of a long and an empty message; latency from the empty one's round trip."""
+    short_s = np.array(probe.short_s)
+    mbps = 8e-6 * probe.message_bytes / np.maximum(np.array(probe.long_s) - np.median(short_s), 1e-9)
+    low, bandwidth, high = np.quantile(mbps, [0.25, 0.5, 0.75])
+    fast, latency, slow = np.quantile(short_s * 1e3 / 2, [0.25, 0.5, 0.75])
+    return Link(
+        source=source,
+        target=target,
+        bandwidth_mbps=float(bandwidth),
+        latency_ms=float(latency),
+        measurement=LinkMeasurement(
+            repetitions=len(short_s),
+            message_bytes=probe.message_bytes,
+            bandwidth_spread_mbps=float(high - low),
+            latency_spread_ms=float(slow - fast),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training run left behind. Shapes: I iterations."""
+
+    plan: Plan
+    program: Program
+    losses: tuple[float, ...]  # the mean loss of each mini-batch
+    answers: Mapping[str, Trained]
+    snapshots: Mapping[int, bytes]  # the root's packed weights, by the number of iterations done
+
+    @cached_property
+    def iteration_s(self) -> tuple[float, ...]:
+        """Seconds per iteration, from its first worker's start to its last worker's end; shape (I,)."""
+        started = np.min([answer.started_s for answer in self.answers.values()], axis=0)
+        ended = np.max([answer.ended_s for answer in self.answers.values()], axis=0)
+        return tuple((ended - started).tolist())
+
+    @cached_property
+    def elapsed_s(self) -> tuple[float, ...]:
+        """Seconds from the first iteration's start to the end of each iteration; shape (I,)."""
+        first = min(answer.started_s[0] for answer in self.answers.values())
+        ended = np.max([answer.ended_s for answer in self.answers.values()], axis=0)
+        return tuple((ended - first).tolist())
+
+    def timeline(self, iteration: int) -> Timeline:
+        """The spans of one iteration, on one clock: the workers of one machine share the monotonic clock."""
+        start_s = min(answer.started_s[iteration] for answer in self.answers.values())
+        return Timeline(
+            tuple(
+                Span(name, position, action, begun_s - start_s, ended_s - start_s)
+                for name, answer in self.answers.items()
+                for position, (action, (begun_s, ended_s)) in enumerate(
+                    zip(self.program.actions[name], answer.spans[iteration], strict=True)
+                )
+            )
+        )
+
+
+def training_settings(
+    model: ModelSettings,
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    iterations: int | None = None,
+    optimizer: OptimizerSettings | None = None,
+    seed: int = 0,
+    snapshot_every: int | None = None,
+    data_folder: Path = DATA,
+) -> Training:
+    """What to train. By default one epoch, with one snapshot at its end. Raises InputError when they do not fit."""
+    if model.sample_shape not in (None, dataset.sample_shape):
+        raise InputError(f"model {model.name} takes samples {model.sample_shape}, {dataset.name} has {dataset.sample_shape}")
+    epoch = iterations_per_epoch(len(dataset.train_labels), batch_size)
+    return Training(
+        model=model.model_copy(update={"sample_shape": dataset.sample_shape, "classes": dataset.classes}),
+        dataset=dataset.name,
+        data_folder=str(data_folder),
+        batch_size=batch_size,
+        optimizer=optimizer or OptimizerSettings(),
+        seed=seed,
+        iterations=iterations or epoch,
+        snapshot_every=snapshot_every or epoch,
+    )
+
+
+def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) -> TrainingRun:
+    """Stage 3: train by ``plan`` on the testbed's workers.
+
+    The program is dry-run before anything starts. Raises InputError when plan, problem and training do not fit, and
+    WorkerError when a worker fails.
+    """
+    chain = problem.profile.chain
+    if plan.batch_size != training.batch_size:
+        raise InputError(f"plan has the batch size {plan.batch_size}, the training {training.batch_size}")
+    if set(plan.workers) - set(testbed.workers):
+        raise InputError(f"plan has workers {', '.join(plan.workers)}; the testbed has {', '.join(testbed.workers)}")
+    program = compile_plan(plan, chain, problem.execution)
+    dry_run(program)
+    predicted_s = simulate(program, problem.profile, problem.network).makespan_s
+    group = testbed.group(plan.participants, timeout_s=3 * predicted_s)
+    jobs = {
+        name: TrainJob(
+            group=group,
+            links=testbed.settings.links_from(name),
+            pace=problem.profile.worker(name) if testbed.settings.workers[name].slowdown != 1 else None,
+            threads=testbed.settings.workers[name].threads,
+            training=training,
+            plan=plan,
+            execution=problem.execution,
+        )
+        for name in plan.participants
+    }
+    snapshots: dict[int, bytes] = {}
+
+    def keep(snapshot: Snapshot, payload: bytes) -> None:
+        snapshots[snapshot.iteration] = payload
+
+    with tqdm(desc=f"training {training.model.name}", total=training.iterations, unit="iteration", leave=False) as bar:
+        answers = testbed.run(jobs, on_progress=_shown_on(bar), on_snapshot=keep)
+    trained = {name: answer for name, answer in answers.items() if isinstance(answer, Trained)}
+    losses = np.sum([answer.losses for answer in trained.values()], axis=0)
+    return TrainingRun(plan, program, tuple(losses.tolist()), trained, snapshots)
+
+
+def trained_model(training: Training, snapshot: bytes) -> ChainModel:
+    """The model with a snapshot's weights."""
+    model = build_model(**dict(training.model))
+    unpack_state(model, snapshot)
+    return model
+
+
+@torch.no_grad()
+def accuracy(model: ChainModel, dataset: Dataset) -> float:
+    """The fraction of the test set that ``model`` classifies rightly."""
+    model.eval()
+    correct = 0
+    for samples, labels in zip(
+        dataset.test_samples.split(EVALUATION_BATCH), dataset.test_labels.split(EVALUATION_BATCH), strict=True
+    ):
+        correct += int((model(samples).argmax(1) == labels).sum())
+    return correct / len(dataset.test_labels)
+
+
+def _shown_on(bar: "tqdm[object]"):  # noqa: ANN202
+    def show(_: str, progress: Progress) -> None:
+        bar.total = progress.total
+        bar.n = progress.done
+        bar.set_postfix_str(progress.note)
+
+    return show

@@ -1,0 +1,228 @@
+"""Training by a plan on real worker processes equals plain SGD in one process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hiertrain.chain import Chain
+from hiertrain.datasets import load_dataset
+from hiertrain.jobs import ModelSettings, OptimizerSettings
+from hiertrain.models import build_model
+from hiertrain.network import Link, Network
+from hiertrain.plan import Assignment, Execution, Plan, Problem
+from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.program import SEND_OF
+from hiertrain.reference import train_on_one_process
+from hiertrain.stages import accuracy, train, trained_model, training_settings
+from hiertrain.testbeds.base import Testbed, TestbedSettings, WorkerError, WorkerSettings
+from hiertrain.testbeds.local import open_local
+from hiertrain.values import InputError
+from tests.strategies import plans
+
+WORKERS = ("device", "edge", "cloud")
+LENET = ModelSettings(name="lenet5")
+# Sums over samples are taken in another order, each with a relative rounding error of 2^-24 = 6e-8; a few iterations
+# of them stay far below 1e-6 for weights of order 1e-1. A wrong divisor or a missed row shows up as 1e-2.
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def testbed() -> Iterator[Testbed]:
+    free = TestbedSettings(kind="local", data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+    with open_local(free) as opened:
+        yield opened
+
+
+def instant_problem(chain: Chain, batch_size: int, execution: Execution, data_holder: str = "device") -> Problem:
+    """A problem whose times do not matter: the runtime needs its chain and its timeouts only."""
+    cost = LayerCost(fixed_s=1e-6, per_sample_s=1e-6)
+    times = WorkerProfile(layers=(LayerTimes(forward=cost, backward=cost, update_s=1e-6),) * chain.depth)
+    profile = Profile(
+        model=chain.model, sample_bytes=chain.sample_bytes, layers=chain.layers, workers=dict.fromkeys(WORKERS, times)
+    )
+    links = [Link(source=a, target=b, bandwidth_mbps=1e5, latency_ms=0) for a in WORKERS for b in WORKERS if a != b]
+    return Problem(profile, Network(links=tuple(links)), batch_size, data_holder, execution)
+
+
+def tree(batch_size: int, data_holder: str = "device", **workers: tuple[str | None, int, int]) -> Plan:
+    parts = {name: Assignment(parent=p, depth=m, samples=b) for name, (p, m, b) in workers.items()}
+    return Plan(batch_size=batch_size, data_holder=data_holder, workers=parts)
+
+
+def largest_difference(
+    testbed: Testbed,
+    plan: Plan,
+    model: ModelSettings,
+    dataset_name: str,
+    optimizer: OptimizerSettings,
+    execution: Execution | None = None,
+    iterations: int = 4,
+) -> float:
+    """The largest difference of any weight or loss between the plan's training and single-process SGD."""
+    dataset = load_dataset(dataset_name)
+    training = training_settings(
+        model, dataset, plan.batch_size, iterations=iterations, optimizer=optimizer, seed=3, snapshot_every=2
+    )
+    chain = build_model(**dict(training.model)).chain
+    problem = instant_problem(chain, plan.batch_size, execution or Execution.paper(), plan.data_holder)
+    run = train(testbed, problem, plan, training)
+    reference = train_on_one_process(training, dataset)
+    assert run.snapshots.keys() == reference.snapshots.keys()
+    weights = [
+        np.abs(np.frombuffer(run.snapshots[i], np.float32) - np.frombuffer(reference.snapshots[i], np.float32)).max()
+        for i in run.snapshots
+    ]
+    return float(max(*weights, *np.abs(np.subtract(run.losses, reference.losses))))
+
+
+PLANS = {
+    "one worker, the data holder": tree(12, device=(None, 13, 12), edge=("device", 0, 0), cloud=("device", 0, 0)),
+    "one worker, without the data": tree(12, device=("cloud", 0, 0), edge=("cloud", 0, 0), cloud=(None, 13, 12)),
+    "star": tree(12, device=("edge", 3, 4), edge=(None, 13, 5), cloud=("edge", 7, 3)),
+    "star with equal depths": tree(12, device=("edge", 6, 4), edge=(None, 13, 5), cloud=("edge", 6, 3)),
+    "chain": tree(12, device=("edge", 3, 5), edge=("cloud", 9, 4), cloud=(None, 13, 3)),
+    "chain against the current": tree(12, device=(None, 13, 5), edge=("device", 9, 4), cloud=("edge", 2, 3)),
+    "layer split": tree(12, device=("edge", 3, 12), edge=("cloud", 9, 0), cloud=(None, 13, 0)),
+    "data-parallel": tree(12, device=("cloud", 13, 5), edge=("cloud", 13, 4), cloud=(None, 13, 3)),
+    "root without samples": tree(12, device=("cloud", 13, 8), edge=("cloud", 4, 4), cloud=(None, 13, 0)),
+    "cut before the loss": tree(12, device=("cloud", 12, 8), edge=("cloud", 1, 4), cloud=(None, 13, 0)),
+    "data on the root": tree(12, "cloud", device=("edge", 5, 2), edge=("cloud", 8, 3), cloud=(None, 13, 7)),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+def test_lenet_equals_single_process_sgd(testbed: Testbed, plan: Plan) -> None:
+    optimizer = OptimizerSettings(momentum=0.9, weight_decay=5e-4)
+    assert largest_difference(testbed, plan, LENET, "digits", optimizer) < TOLERANCE
+
+
+def test_adam_and_float32_samples(testbed: Testbed) -> None:
+    # Adam divides by the root of the squared gradients, which magnifies rounding where gradients are tiny.
+    optimizer = OptimizerSettings(name="adam", learning_rate=1e-3)
+    execution = Execution(sample_encoding="float32")
+    assert largest_difference(testbed, PLANS["chain"], LENET, "digits", optimizer, execution) < 1e-5
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_random_plans_equal_single_process_sgd(testbed: Testbed, data: st.DataObject) -> None:
+    batch_size = data.draw(st.integers(1, 9))
+    plan = data.draw(plans(names=WORKERS, depth=13, batch_size=batch_size))
+    assert largest_difference(testbed, plan, LENET, "digits", OptimizerSettings(momentum=0.9)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("model", "depths"),
+    [
+        (ModelSettings(name="alexnet-cifar"), (4, 12)),
+        (ModelSettings(name="squeezenet1_1", options={"dropout": 0.0}), (3, 20)),
+    ],
+    ids=["alexnet-cifar", "squeezenet1_1"],
+)
+def test_larger_models_equal_single_process_sgd(
+    testbed: Testbed, model: ModelSettings, depths: tuple[int, int]
+) -> None:
+    depth = build_model(model.name, (3, 32, 32), 10).chain.depth
+    plan = tree(6, device=("edge", depths[0], 2), edge=("cloud", depths[1], 2), cloud=(None, depth, 2))
+    optimizer = OptimizerSettings(learning_rate=0.01, momentum=0.9)
+    assert largest_difference(testbed, plan, model, "synthetic", optimizer, iterations=2) < TOLERANCE
+
+
+def test_a_run_reports_spans_losses_and_accuracy(testbed: Testbed) -> None:
+    dataset = load_dataset("digits")
+    training = training_settings(LENET, dataset, 12, iterations=60, optimizer=OptimizerSettings(momentum=0.9))
+    chain = build_model("lenet5", dataset.sample_shape).chain
+    plan = PLANS["star"]
+    run = train(testbed, instant_problem(chain, 12, Execution.paper()), plan, training)
+    assert len(run.losses) == len(run.iteration_s) == len(run.elapsed_s) == 60
+    assert run.losses[-1] < run.losses[0]
+    trained = accuracy(trained_model(training, run.snapshots[60]), dataset)
+    assert trained > accuracy(build_model("lenet5", dataset.sample_shape), dataset)
+
+    timeline = run.timeline(5)
+    assert timeline.makespan_s == pytest.approx(run.iteration_s[5], rel=0.5)
+    assert {span.worker for span in timeline.spans} == set(WORKERS)
+    for span in timeline.spans:
+        assert 0 <= span.start_s <= span.end_s
+        if span.action.kind in SEND_OF:
+            sends = [
+                other
+                for other in timeline.spans
+                if (other.worker, other.action.kind, other.action.peer)
+                == (span.action.peer, SEND_OF[span.action.kind], span.worker)
+            ]
+            assert len(sends) == 1
+            assert sends[0].start_s <= span.end_s
+
+
+def test_what_does_not_fit_is_refused_before_any_work(testbed: Testbed) -> None:
+    dataset = load_dataset("digits")
+    training = training_settings(LENET, dataset, 12, iterations=1)
+    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
+    with pytest.raises(InputError, match="batch size 8, the training 12"):
+        train(testbed, problem, tree(8, device=(None, 13, 8)), training)
+    with pytest.raises(InputError, match="only 13 layers"):
+        train(testbed, problem, tree(12, device=(None, 14, 12)), training)
+    with pytest.raises(InputError, match="the testbed has"):
+        train(testbed, problem, tree(12, "phone", phone=(None, 13, 12)), training)
+    with pytest.raises(InputError, match="takes samples"):
+        training_settings(ModelSettings(name="lenet5", sample_shape=(3, 32, 32)), dataset, 12)
+
+
+def test_a_failing_worker_ends_the_session_with_its_name() -> None:
+    free = TestbedSettings(kind="local", data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+    dataset = load_dataset("digits")
+    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
+    training = training_settings(LENET, dataset, 12, iterations=1)
+    nowhere = training.model_copy(update={"dataset": "nothing"})
+    with open_local(free) as opened:
+        with pytest.raises(WorkerError, match="worker device failed: InputError: .*nothing"):
+            train(opened, problem, PLANS["star"], nowhere)
+        assert all(not alive(worker.process.pid) for worker in opened._workers.values())
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+def test_a_dead_parent_leaves_no_worker_behind(how: signal.Signals) -> None:
+    script = (
+        "import sys\n"
+        "from hiertrain.testbeds.base import TestbedSettings, WorkerSettings\n"
+        "from hiertrain.testbeds.local import open_local\n"
+        "workers = {'device': WorkerSettings(), 'edge': WorkerSettings()}\n"
+        "with open_local(TestbedSettings(kind='local', data_holder='device', workers=workers)) as testbed:\n"
+        "    print(*(worker.process.pid for worker in testbed._workers.values()), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    ) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        parent.send_signal(how)
+        parent.wait(30)
+        deadline_s = time.monotonic() + 30
+        while any(alive(pid) for pid in pids) and time.monotonic() < deadline_s:
+            os.sched_yield()
+        assert not any(alive(pid) for pid in pids)
