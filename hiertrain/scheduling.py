@@ -1,0 +1,468 @@
+"""The optimal plan: the paper's optimization stage, over every rooted tree of workers, with OR-Tools' CP-SAT.
+
+A heuristic finds a good plan in each tree; bounds then discard most trees, and most depths of the others; what is left
+of each tree becomes one small model, solved in sequence, cut off by the best plan so far. Times in seconds; inside
+the models whole units of time (see ``integers``). The reported time is always the cost model's.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Literal, cast
+
+import numpy as np
+from ortools.sat.python import cp_model
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from hiertrain.bounds import Evaluator, Floats, Integers, Tree
+from hiertrain.cost import iteration_s
+from hiertrain.integers import TIE, IntegerCosts, integer_costs
+from hiertrain.plan import Execution, Plan, Problem
+from hiertrain.search import Candidate, Shape, depth_grid, good_plan, root_boxes, sample_ranges, trees
+from hiertrain.values import InputError, Value
+
+# "optimal" means that no admissible plan is faster by more than this share of the plan's time. Plans whose times
+# differ by less count as equal, and the one with the fewest active workers is returned.
+RESOLUTION = 2 * TIE
+# Deterministic seconds of the first attempt at a tree; each further one has twice as many, and another seed.
+FIRST_SLICE = 4.0
+# Trees with more combinations of depths than this are not narrowed by bounds.
+NARROWING_LIMIT = 100_000
+
+
+class Settings(Value):
+    """What produced a solution, besides profile, network, batch size and data holder."""
+
+    shape: Shape
+    seed: int
+    time_limit_s: PositiveFloat
+    execution: Execution
+    excluded: tuple[str, ...]
+    root: str | None
+    samples_stay: bool
+    memory_limit_bytes: dict[str, PositiveInt]
+    ortools_version: str
+
+
+class Solution(Value):
+    """A plan and how good it is: the content of ``solution.json``."""
+
+    plan: Plan
+    objective_s: NonNegativeFloat  # the plan's time, from the cost model
+    bound_s: NonNegativeFloat  # no admissible plan is faster
+    status: Literal["optimal", "feasible"]  # feasible: the time limit came before the proof
+    solve_s: NonNegativeFloat
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the search is."""
+
+    trees_done: int
+    trees: int
+    best_s: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class _Variables:
+    """One tree's model: k workers, in the tree's order, and N layers, layer i at index i - 1."""
+
+    reaches: list[list[cp_model.IntVar]]  # d: the worker's depth is at least i
+    samples: list[list[cp_model.IntVar]]  # n: samples that the worker computes in layer i
+    computes: list[list[cp_model.IntVar]]  # y: 1 where n > 0
+    merged: list[list[cp_model.IntVar]]  # at least n of the worker's parent in the layers beyond the worker's depth
+    forward: list[cp_model.IntVar]  # F: end of the forward pass
+    start: list[cp_model.IntVar]  # start of the backward pass
+    gradients: list[cp_model.IntVar]  # D: the subtree's gradients are summed
+    time: cp_model.IntVar  # T
+
+
+def _new_variables(
+    model: cp_model.CpModel, problem: Problem, tree: Tree, depths: list[tuple[int, int]], limit: int
+) -> _Variables:
+    layers, size = problem.profile.chain.depth, len(tree.workers)
+    low, high = (bounds.tolist() for bounds in sample_ranges(problem, tree))
+    reaches = [
+        [
+            model.new_constant(int(layer <= first)) if not first < layer <= last else model.new_bool_var("")
+            for layer in range(1, layers + 1)
+        ]
+        for first, last in depths
+    ]
+
+    def counts(first: int, last: int) -> list[cp_model.IntVar]:
+        return [
+            model.new_int_var(first, last, ""),
+            *(model.new_int_var(0, problem.batch_size, "") for _ in range(1, layers)),
+        ]
+
+    def times() -> list[cp_model.IntVar]:
+        return [model.new_int_var(0, limit, "") for _ in range(size)]
+
+    return _Variables(
+        reaches=reaches,
+        samples=[counts(low[worker], high[worker]) for worker in range(size)],
+        computes=[
+            [model.new_bool_var("") for _ in range(layers)] if tree.children[worker] else reaches[worker]
+            for worker in range(size)
+        ],
+        merged=[counts(0, problem.batch_size) for _ in range(size)],
+        forward=times(),
+        start=times(),
+        gradients=times(),
+        time=model.new_int_var(0, limit, ""),
+    )
+
+
+def _weighted(variables: list[cp_model.IntVar], weights: Integers) -> cp_model.LinearExpr:
+    return cast(cp_model.LinearExpr, cp_model.LinearExpr.weighted_sum(variables, weights.tolist()))
+
+
+def _held(variables: _Variables, tree: Tree, worker: int, layer: int) -> cp_model.LinearExpr:
+    """The samples that the worker and its subtree compute in a layer (from 0)."""
+    held = [variables.samples[member][layer] for member in tree.subtrees[worker]]
+    return cast(cp_model.LinearExpr, cp_model.LinearExpr.sum(held))
+
+
+def _add_structure(model: cp_model.CpModel, problem: Problem, tree: Tree, variables: _Variables) -> None:
+    """Depths fall down the tree; a subtree holds its samples up to its depth; each layer computes the mini-batch."""
+    reaches, samples, computes = variables.reaches, variables.samples, variables.computes
+    layers = range(problem.profile.chain.depth)
+    for layer in layers:
+        model.add(cp_model.LinearExpr.sum([row[layer] for row in samples]) == problem.batch_size)
+    for worker, parent in enumerate(tree.parents):
+        for layer in layers:
+            model.add(samples[worker][layer] <= problem.batch_size * computes[worker][layer])
+            if parent >= 0:
+                model.add_implication(reaches[worker][layer], reaches[parent][layer])
+                model.add(_held(variables, tree, worker, layer) == _held(variables, tree, worker, 0)).only_enforce_if(
+                    reaches[worker][layer]
+                )
+                model.add(variables.merged[worker][layer] >= samples[parent][layer]).only_enforce_if(
+                    ~reaches[worker][layer]
+                )
+                if layer:
+                    model.add_implication(reaches[worker][layer], reaches[worker][layer - 1])
+            if tree.children[worker]:
+                model.add_implication(computes[worker][layer], reaches[worker][layer])
+            for child in tree.children[worker]:
+                model.add(computes[worker][layer] >= reaches[worker][layer] - reaches[child][layer])
+
+
+def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, variables: _Variables) -> None:
+    """``cost.memory_bytes`` within the limits; sizes beyond a limit are cut off just above it."""
+    for worker, name in enumerate(tree.workers):
+        limit = problem.memory_limit_bytes.get(name)
+        if limit is None:
+            continue
+        copies = 4 if worker == 0 else 2
+        layers = problem.profile.chain.layers
+        activations = np.array([min(layer.activation_bytes or 0, limit + 1) for layer in layers])
+        parameters = np.array([min(copies * layer.parameter_bytes, limit + 1) for layer in layers])
+        model.add(
+            _weighted(variables.samples[worker], activations) + _weighted(variables.reaches[worker], parameters)
+            <= limit
+        )
+
+
+def _activations(variables: _Variables, tree: Tree, child: int, fixed: Integers, each: Integers) -> cp_model.LinearExpr:
+    """The message at the child's cut, the only layer after which its subtree's number of samples falls."""
+    rises = np.diff(each, prepend=0)
+    members = tree.subtrees[child]
+    held = [variables.samples[member][layer] for member in members for layer in range(len(each))]
+    return _weighted(held, np.tile(rises, len(members))) + _weighted(
+        variables.reaches[child], np.diff(fixed, prepend=0)
+    )
+
+
+def _beyond(variables: _Variables, parent: int, child: int, fixed: Integers, each: Integers) -> cp_model.LinearExpr:
+    """The parent's computing in the layers beyond the child's depth, where it has the child's samples."""
+    return (
+        _weighted(variables.merged[child], each)
+        + _weighted(variables.reaches[parent], fixed)
+        - _weighted(variables.reaches[child], fixed)
+    )
+
+
+def _add_forward(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
+    """Equations (1) and (2)."""
+    for worker, end in enumerate(variables.forward):
+        own = variables.samples[worker][0]
+        arrival = (
+            costs.input_fixed[worker].item() * variables.computes[worker][0] + costs.input_each[worker].item() * own
+        )
+        computing = _weighted(variables.computes[worker], costs.forward_fixed[worker])
+        model.add(end >= arrival + computing + _weighted(variables.samples[worker], costs.forward_each[worker]))
+        for child in tree.children[worker]:
+            message = _activations(variables, tree, child, costs.up_fixed[child], costs.up_each[child])
+            rest = message + _beyond(variables, worker, child, costs.forward_fixed[worker], costs.forward_each[worker])
+            model.add(end >= variables.forward[child] + rest).only_enforce_if(~variables.reaches[child][-1])
+            if costs.queue_each[child]:
+                sends = model.new_bool_var("")
+                model.add(sends == _at_depths(variables, child, costs.sends_activations))
+                model.add(end >= costs.queue_each[child].item() * own + rest).only_enforce_if(sends)
+
+
+def _at_depths(variables: _Variables, worker: int, chosen: list[bool]) -> cp_model.LinearExpr:
+    """1 where the worker's depth is one of the chosen, else 0."""
+    return _weighted(variables.reaches[worker], np.diff(np.array(chosen, dtype=int), prepend=0))
+
+
+def _add_backward(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
+    """Equation (3): a worker starts when its forward pass has ended and its parent's gradients are there."""
+    model.add(variables.start[0] == variables.forward[0])
+    for child, parent in enumerate(tree.parents[1:], start=1):
+        message = _activations(variables, tree, child, costs.down_fixed[child], costs.down_each[child])
+        before = _beyond(variables, parent, child, costs.backward_fixed[parent], costs.backward_each[parent])
+        model.add(variables.start[child] >= variables.forward[child])
+        model.add(variables.start[child] >= variables.start[parent] + before + message).only_enforce_if(
+            ~variables.reaches[child][-1]
+        )
+
+
+def _add_gradients(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
+    """Equations (4) and (5)."""
+    for worker, end in enumerate(variables.gradients):
+        computing = _weighted(variables.computes[worker], costs.backward_fixed[worker])
+        computing += _weighted(variables.samples[worker], costs.backward_each[worker])
+        model.add(end >= variables.start[worker] + computing)
+    weights = [_weighted([], np.empty(0, dtype=np.int64))] * len(tree.workers)
+    for child, parent in enumerate(tree.parents[1:], start=1):
+        message = _weighted(variables.reaches[child], np.diff(costs.gradients[child], prepend=0))
+        model.add(variables.gradients[parent] >= variables.gradients[child] + message)
+        if costs.queue_each[child]:
+            sends = model.new_bool_var("")
+            model.add(sends == _at_depths(variables, child, costs.sends_gradients))
+            queue = costs.queue_each[child].item() * variables.samples[parent][0]
+            model.add(variables.gradients[parent] >= queue + message).only_enforce_if(sends)
+        weights[child] = weights[parent] + _weighted(variables.reaches[child], np.diff(costs.weights[child], prepend=0))
+    for worker, children in enumerate(tree.children):
+        if not children:
+            model.add(variables.time >= variables.gradients[0] + costs.update + weights[worker])
+
+
+def _tree_model(
+    problem: Problem, tree: Tree, costs: IntegerCosts, depths: list[tuple[int, int]]
+) -> tuple[cp_model.CpModel, _Variables]:
+    """The plans of one tree that take at most the limit, with the depth of each worker within a range; least time."""
+    model = cp_model.CpModel()
+    variables = _new_variables(model, problem, tree, depths, costs.limit)
+    _add_structure(model, problem, tree, variables)
+    _add_memory_limits(model, problem, tree, variables)
+    _add_forward(model, tree, costs, variables)
+    _add_backward(model, tree, costs, variables)
+    _add_gradients(model, tree, costs, variables)
+    model.minimize(variables.time)
+    return model, variables
+
+
+def _new_solver(seed: int, attempt: int, seconds: float) -> cp_model.CpSolver:
+    """One slice of the search. Only the wall clock, which is the user's limit, can end it at an uncertain point."""
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1  # deterministic, and faster than two
+    solver.parameters.random_seed = (seed + attempt) % 2**31
+    solver.parameters.linearization_level = 2 if attempt % 2 == 0 else 1
+    # CP-SAT 9.15's presolve returns wrong answers otherwise: google/or-tools issue 5293.
+    solver.parameters.presolve_inclusion_work_limit = 0
+    solver.parameters.max_deterministic_time = FIRST_SLICE * 2 ** min(attempt, 6)
+    solver.parameters.max_time_in_seconds = seconds
+    return solver
+
+
+@dataclass
+class _Known:
+    """One tree's state: the bounds on its plans, and its best plan so far."""
+
+    tree: Tree
+    depths: Integers  # (k, P): all combinations of depths, or one column of zeros where they are too many
+    bounds_s: Floats  # (P,): on all plans with those depths
+    bound_s: float  # on all plans of the tree
+    time_s: float = float("inf")
+    plan: Plan | None = None
+
+
+def optimize(
+    problem: Problem,
+    *,
+    shape: Shape = "tree",
+    time_limit_s: float = 60.0,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+) -> Solution:
+    """The plan with the least predicted time of an iteration, and the proof of it.
+
+    ``shape="star"`` admits the paper's plans only: every active worker but the root is a child of the root. Plans
+    whose times are equal up to RESOLUTION are ranked by the number of active workers, then by the set of workers, the
+    root and the parents in the profile's order. The same problem, shape and seed give the same plan, unless the time
+    limit ends the search. Raises InputError for a time limit that is not positive, and when no plan is admissible.
+    """
+    started = time.monotonic()
+    if not time_limit_s > 0:
+        raise InputError(f"time limit {time_limit_s} s: must be positive")
+    deadline = started + time_limit_s
+    search = _survey(problem, shape, deadline)
+    if not np.isfinite(_best_s(search)):
+        _add_first_plan(problem, shape, search)
+    for done, known in enumerate(sorted(search, key=lambda known: known.time_s), start=1):
+        _prove(problem, search, known, seed, deadline)
+        if progress is not None:
+            progress(Progress(done, len(search), _best_s(search), time.monotonic() - started))
+    chosen = _chosen(search)
+    assert chosen.plan is not None
+    bound_s = min(chosen.time_s, *(known.bound_s for known in search))
+    return Solution(
+        plan=chosen.plan,
+        objective_s=chosen.time_s,
+        bound_s=bound_s,
+        status="optimal" if bound_s >= chosen.time_s * (1 - RESOLUTION) else "feasible",
+        solve_s=time.monotonic() - started,
+        settings=_settings(problem, shape, seed, time_limit_s),
+    )
+
+
+def _settings(problem: Problem, shape: Shape, seed: int, time_limit_s: float) -> Settings:
+    return Settings(
+        shape=shape,
+        seed=seed,
+        time_limit_s=time_limit_s,
+        execution=problem.execution,
+        excluded=tuple(sorted(problem.excluded)),
+        root=problem.root,
+        samples_stay=problem.samples_stay,
+        memory_limit_bytes=dict(problem.memory_limit_bytes),
+        ortools_version=version("ortools"),
+    )
+
+
+def _best_s(search: list[_Known]) -> float:
+    return min(known.time_s for known in search)
+
+
+def _chosen(search: list[_Known]) -> _Known:
+    """The first tree, in the order that settles ties, whose plan equals the best."""
+    best_s = _best_s(search)
+    return next(known for known in search if known.time_s <= best_s * (1 + TIE))
+
+
+def _survey(problem: Problem, shape: Shape, deadline: float) -> list[_Known]:
+    """Every tree with bounds and the heuristic's plan, in the order that settles ties.
+
+    Past the deadline, trees are left unknown once there is a plan.
+    """
+    search: list[_Known] = []
+    for tree in trees(problem, shape):
+        known = _Known(tree, np.empty((len(tree.workers), 0), dtype=int), np.empty(0), 0.0)
+        if time.monotonic() < deadline or not search or not np.isfinite(_best_s(search)):
+            evaluator = Evaluator(problem, tree)
+            if evaluator.depth ** (len(tree.workers) - 1) <= NARROWING_LIMIT:
+                known.depths = depth_grid(tree, np.arange(1, evaluator.depth + 1), evaluator.depth)
+                known.bounds_s = evaluator.bounds_s(root_boxes(evaluator, known.depths))
+                known.bound_s = float(known.bounds_s.min())
+            found = good_plan(evaluator)
+            if found is not None:
+                _record(problem, known, found)
+        search.append(known)
+    return search
+
+
+def _record(problem: Problem, known: _Known, found: Candidate) -> None:
+    """Keep a plan if it is the best of its tree; its time is the cost model's."""
+    plan = found.plan(problem)
+    time_s = iteration_s(problem, plan)
+    if time_s < known.time_s:
+        known.plan, known.time_s = plan, time_s
+
+
+def _depth_ranges(problem: Problem, known: _Known, limit_s: float) -> list[tuple[int, int]]:
+    """The least and the greatest depth of each worker among the depths whose bound is within the limit."""
+    layers = problem.profile.chain.depth
+    if not known.bounds_s.size:
+        return [(layers, layers), *[(1, layers)] * (len(known.tree.workers) - 1)]
+    left = known.depths[:, known.bounds_s <= limit_s]
+    return list(zip(left.min(axis=1).tolist(), left.max(axis=1).tolist(), strict=True))
+
+
+def _prove(problem: Problem, search: list[_Known], known: _Known, seed: int, deadline: float) -> None:
+    """Raise the tree's bound to the best time, and find its best plan if that is the best of all."""
+    if len(known.tree.workers) == 1:
+        return  # a single plan, whose bound is its time
+    attempt = 0
+    while time.monotonic() < deadline:
+        best_s = _best_s(search)
+        wins_ties = search.index(known) < search.index(_chosen(search))
+        limit_s = best_s if wins_ties else best_s * (1 - TIE)
+        if known.bound_s > limit_s or (not wins_ties and known.bound_s == limit_s):
+            return
+        status = _solve(problem, known, best_s, limit_s, _new_solver(seed, attempt, deadline - time.monotonic()))
+        if status == cp_model.INFEASIBLE:
+            known.bound_s = limit_s
+            return
+        attempt += 1
+
+
+def _solve(
+    problem: Problem, known: _Known, best_s: float, limit_s: float, solver: cp_model.CpSolver
+) -> cp_model.CpSolverStatus:
+    costs = integer_costs(problem, known.tree, best_s, limit_s)
+    model, variables = _tree_model(problem, known.tree, costs, _depth_ranges(problem, known, limit_s))
+    status = solver.solve(model)
+    if status == cp_model.MODEL_INVALID:
+        raise AssertionError(f"the model of {known.tree} is invalid: {model.validate()}")
+    if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        _record(problem, known, _candidate(solver, known.tree, variables))
+    if status != cp_model.INFEASIBLE:
+        known.bound_s = max(known.bound_s, min(limit_s, solver.best_objective_bound * costs.unit_s))
+    return status
+
+
+def _candidate(solver: cp_model.CpSolver, tree: Tree, variables: _Variables) -> Candidate:
+    depths = tuple(sum(solver.value(reaches) for reaches in row) for row in variables.reaches)
+    return Candidate(tree, depths, tuple(solver.value(row[0]) for row in variables.samples))
+
+
+def _add_first_plan(problem: Problem, shape: Shape, search: list[_Known]) -> None:
+    """Find any plan within the memory limits. Raises InputError when there is none."""
+    for known in search:
+        found = _any_plan(problem, known.tree)
+        if found is not None:
+            _record(problem, known, found)
+            return
+    raise InputError(_clash(problem, shape))
+
+
+def _any_plan(problem: Problem, tree: Tree) -> Candidate | None:
+    """A plan of the tree that keeps the memory limits, whatever its time."""
+    model = cp_model.CpModel()
+    layers = problem.profile.chain.depth
+    depths = [(layers, layers), *[(1, layers)] * (len(tree.workers) - 1)]
+    variables = _new_variables(model, problem, tree, depths, limit=0)
+    _add_structure(model, problem, tree, variables)
+    _add_memory_limits(model, problem, tree, variables)
+    solver = _new_solver(0, 0, float("inf"))
+    status = solver.solve(model)
+    return _candidate(solver, tree, variables) if status in (cp_model.OPTIMAL, cp_model.FEASIBLE) else None
+
+
+def _clash(problem: Problem, shape: Shape) -> str:
+    """Says which constraints clash: all that hold, and those of which giving up one admits a plan."""
+    limits = problem.memory_limit_bytes
+    relaxed = {
+        f"memory limit of {name!r} ({limit} bytes)": replace(
+            problem, memory_limit_bytes={other: limits[other] for other in limits if other != name}
+        )
+        for name, limit in limits.items()
+    }
+    if problem.root is not None:
+        relaxed[f"root {problem.root!r}"] = replace(problem, root=None)
+    if problem.samples_stay:
+        relaxed[f"raw samples stay on {problem.data_holder!r}"] = replace(problem, samples_stay=False)
+    enough = [
+        name
+        for name, other in relaxed.items()
+        if any(_any_plan(other, tree) is not None for tree in trees(other, shape))
+    ]
+    remedy = f"a plan exists without any one of: {'; '.join(enough)}" if enough else "giving up one is not enough"
+    return f"no plan of shape {shape!r} for {', '.join(problem.workers)} keeps: {'; '.join(relaxed)}; {remedy}"

@@ -1,0 +1,171 @@
+"""Search for good plans without a solver: which trees there are, and a heuristic for the first plan of each.
+
+The heuristic evaluates all depths with coarse splits of the mini-batch, then improves the best of them by moving
+samples and depths in shrinking steps. Times in seconds.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, permutations, product
+from typing import Literal
+
+import numpy as np
+
+from hiertrain.bounds import Boxes, Evaluator, Integers, Tree
+from hiertrain.plan import Assignment, Plan, Problem
+
+Shape = Literal["tree", "star"]
+
+# Trees with more combinations of depths than this are searched on a coarser grid of depths.
+DEPTHS_LIMIT = 1_600
+# Own samples are first tried in this many steps, shared between the tree's edges; the best KEPT plans are improved.
+SPLIT_STEPS = 16
+KEPT = 24
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One plan of a tree, by the positions of the tree's workers."""
+
+    tree: Tree
+    depths: tuple[int, ...]
+    samples: tuple[int, ...]
+
+    def plan(self, problem: Problem) -> Plan:
+        """The plan; workers outside of the tree hang below the root with depth 0."""
+        tree = self.tree
+        active = {
+            name: Assignment(parent=tree.workers[parent] if parent >= 0 else None, depth=depth, samples=samples)
+            for name, parent, depth, samples in zip(tree.workers, tree.parents, self.depths, self.samples, strict=True)
+        }
+        idle = Assignment(parent=tree.workers[0], depth=0, samples=0)
+        return Plan(
+            batch_size=problem.batch_size,
+            data_holder=problem.data_holder,
+            workers={name: active.get(name, idle) for name in problem.profile.workers},
+        )
+
+
+def trees(problem: Problem, shape: Shape) -> list[Tree]:
+    """All trees of active workers that the problem admits, memory limits aside, in the order that settles ties.
+
+    Fewest workers first; then by the set of workers, the root and the parents, each in the profile's order.
+    """
+    names = problem.workers
+    found = []
+    for size in range(1, len(names) + 1):
+        for subset in combinations(names, size):
+            for root in subset:
+                if problem.root in (None, root):
+                    found += [tree for tree in _rooted_trees(subset, root, shape) if _admits(problem, tree)]
+    return found
+
+
+def _rooted_trees(subset: tuple[str, ...], root: str, shape: Shape) -> Iterator[Tree]:
+    others = [name for name in subset if name != root]
+    for parents in product([root] if shape == "star" else subset, repeat=len(others)):
+        parent_of = dict(zip(others, parents, strict=True))
+        order = [root]
+        for name in order:  # grows while it is read: breadth first
+            order += [child for child in others if parent_of[child] == name]
+        if len(order) == len(subset):  # otherwise the parents form a cycle
+            yield Tree(tuple(order), (-1, *(order.index(parent_of[name]) for name in order[1:])))
+
+
+def _admits(problem: Problem, tree: Tree) -> bool:
+    low, high = sample_ranges(problem, tree)
+    return bool((low <= high).all() and low.sum() <= problem.batch_size <= high.sum())
+
+
+def sample_ranges(problem: Problem, tree: Tree) -> tuple[Integers, Integers]:
+    """The least and the greatest number of own samples per worker, both (k,): a leaf has at least one."""
+    low = np.array([0 if children else 1 for children in tree.children])
+    high = problem.batch_size - low.sum() + low
+    if problem.samples_stay:
+        high[[name != problem.data_holder for name in tree.workers]] = 0
+    return low, high
+
+
+def depth_grid(tree: Tree, depths: Integers, chain_depth: int) -> Integers:
+    """All combinations of the given depths with no worker deeper than its parent; (k, P). The root's depth is N."""
+    grid = np.full((1, 1), chain_depth)
+    for parent in tree.parents[1:]:
+        combined = np.concatenate([np.repeat(grid, len(depths), axis=1), [np.tile(depths, grid.shape[1])]])
+        grid = combined[:, combined[-1] <= combined[parent]]
+    return grid
+
+
+def root_boxes(evaluator: Evaluator, depths: Integers) -> Boxes:
+    """One box per column of ``depths`` that holds every split of the mini-batch."""
+    low, high = sample_ranges(evaluator.problem, evaluator.tree)
+    size = depths.shape[1]
+    return Boxes(depths, np.repeat(low[:, np.newaxis], size, axis=1), np.repeat(high[:, np.newaxis], size, axis=1))
+
+
+def good_plan(evaluator: Evaluator) -> Candidate | None:
+    """The heuristic's best plan of the evaluator's tree; None where it finds none (memory limits)."""
+    depths, samples = _coarse(evaluator)
+    times = _times(evaluator, depths, samples)
+    best = np.argsort(times, kind="stable")[:KEPT]
+    depths, samples, times = depths[:, best], samples[:, best], times[best]
+    step = max(1, evaluator.problem.batch_size // SPLIT_STEPS)
+    while np.isfinite(times[0]):
+        before = times[0]
+        depths, samples, times = _improve(evaluator, depths, samples, step)
+        if step == 1 and times[0] >= before:
+            break
+        step = max(1, step // 2)
+    if not np.isfinite(times[0]):
+        return None
+    return Candidate(evaluator.tree, tuple(depths[:, 0].tolist()), tuple(samples[:, 0].tolist()))
+
+
+def _times(evaluator: Evaluator, depths: Integers, samples: Integers) -> np.ndarray:
+    return evaluator.bounds_s(Boxes(depths, samples, samples))
+
+
+def _coarse(evaluator: Evaluator) -> tuple[Integers, Integers]:
+    """Every combination of depths with every coarse split; both (k, P)."""
+    tree, chain_depth = evaluator.tree, evaluator.depth
+    count = max(2, min(chain_depth, int(DEPTHS_LIMIT ** (1 / max(1, len(tree.parents) - 1)))))
+    some = np.unique(np.linspace(1, chain_depth, count).round().astype(int))
+    depths, splits = depth_grid(tree, some, chain_depth), _coarse_splits(evaluator)
+    return np.repeat(depths, splits.shape[1], axis=1), np.tile(splits, depths.shape[1])
+
+
+def _coarse_splits(evaluator: Evaluator) -> Integers:
+    """Splits of the mini-batch in equal steps; (k, P). The worker with the widest range takes what is left."""
+    low, high = sample_ranges(evaluator.problem, evaluator.tree)
+    widest = int(np.argmax(high - low))
+    steps = max(2, SPLIT_STEPS // max(1, len(low) - 1))
+    grids = [np.unique(np.linspace(a, b, steps + 1).round().astype(int)) for a, b in zip(low, high, strict=True)]
+    grids[widest] = np.zeros(1, dtype=int)
+    splits = np.array([axis.ravel() for axis in np.meshgrid(*grids, indexing="ij")])
+    splits[widest] = evaluator.problem.batch_size - splits.sum(axis=0)
+    inside = (splits[widest] >= low[widest]) & (splits[widest] <= high[widest])
+    return splits[:, inside]
+
+
+def _improve(
+    evaluator: Evaluator, depths: Integers, samples: Integers, step: int
+) -> tuple[Integers, Integers, np.ndarray]:
+    """The best KEPT plans among the given ones and their neighbours at ``step`` samples and one layer."""
+    tree = evaluator.tree
+    size = len(tree.workers)
+    low, high = sample_ranges(evaluator.problem, tree)
+    depth_moves = np.array(list(product((0,), *[(-1, 0, 1)] * (size - 1)))).T
+    identity = np.eye(size, dtype=int)
+    sample_moves = np.array([identity[0] * 0, *(identity[a] - identity[b] for a, b in permutations(range(size), 2))]).T
+    moved_depths = depths[:, :, None, None] + depth_moves[:, None, :, None]
+    moved_samples = samples[:, :, None, None] + step * sample_moves[:, None, None, :]
+    shape = np.broadcast_shapes(moved_depths.shape, moved_samples.shape)
+    both = np.concatenate([np.broadcast_to(moved_depths, shape), np.broadcast_to(moved_samples, shape)])
+    both = np.unique(both.reshape(2 * size, -1), axis=1)
+    depths, samples = both[:size], both[size:]
+    valid = (depths >= 1).all(axis=0) & (samples >= low[:, None]).all(axis=0) & (samples <= high[:, None]).all(axis=0)
+    for position, parent in enumerate(tree.parents[1:], start=1):
+        valid &= depths[position] <= depths[parent]
+    depths, samples = depths[:, valid], samples[:, valid]
+    times = _times(evaluator, depths, samples)
+    best = np.argsort(times, kind="stable")[:KEPT]
+    return depths[:, best], samples[:, best], times[best]

@@ -1,0 +1,273 @@
+"""Exact optima by other means than the solver's: enumeration of every plan, and a monotone branch and bound.
+
+The enumeration times each plan by simulating its program. The branch and bound has its own vectorised equations for
+the pair, the star and the chain, for up to three workers. Both know nothing of ``bounds``, ``search`` and
+``scheduling``. Times in seconds.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import combinations, permutations, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiertrain.cost import memory_bytes
+from hiertrain.plan import Assignment, Plan, Problem
+from hiertrain.program import compile_plan, simulate
+
+Numbers = NDArray[np.int64]
+Seconds = NDArray[np.number]
+
+
+def enumerated_optimum(problem: Problem, shape: str = "tree") -> tuple[float, int]:
+    """The least time of all admissible plans, and the fewest active workers with it (up to a share of 1e-9).
+
+    Infinite time where no plan is admissible.
+    """
+    best: dict[int, float] = {0: float("inf")}
+    for plan in admissible_plans(problem, shape):
+        program = compile_plan(plan, problem.profile.chain, problem.execution)
+        time_s = simulate(program, problem.profile, problem.network).makespan_s
+        active = sum(plan.active(name) for name in plan.workers)
+        best[active] = min(time_s, best.get(active, float("inf")))
+    optimum = min(best.values())
+    return optimum, min(size for size, time_s in best.items() if time_s <= optimum * (1 + 1e-9))
+
+
+def admissible_plans(problem: Problem, shape: str) -> Iterator[Plan]:
+    """Every plan, once: workers without samples to carry hang below the root with depth 0."""
+    for size in range(1, len(problem.workers) + 1):
+        for active in combinations(problem.workers, size):
+            for parents in product((None, *active), repeat=size):
+                parent_of = dict(zip(active, parents, strict=True))
+                if _is_tree(parent_of) and (shape == "tree" or _is_star(parent_of)):
+                    yield from _plans(problem, parent_of)
+
+
+def _root(parent_of: dict[str, str | None]) -> str:
+    return next(name for name, parent in parent_of.items() if parent is None)
+
+
+def _is_star(parent_of: dict[str, str | None]) -> bool:
+    return all(parent in (None, _root(parent_of)) for parent in parent_of.values())
+
+
+def _is_tree(parent_of: dict[str, str | None]) -> bool:
+    def reaches_root(name: str | None) -> bool:
+        for _ in parent_of:
+            name = parent_of[name] if name is not None else None
+        return name is None
+
+    return list(parent_of.values()).count(None) == 1 and all(reaches_root(name) for name in parent_of)
+
+
+def _plans(problem: Problem, parent_of: dict[str, str | None]) -> Iterator[Plan]:
+    root, layers, total = _root(parent_of), problem.profile.chain.depth, problem.batch_size
+    if problem.root not in (None, root):
+        return
+    idle = {name: Assignment(parent=root, depth=0, samples=0) for name in problem.profile.workers}
+    for depths in product(*([layers] if name == root else range(1, layers + 1) for name in parent_of)):
+        depth = dict(zip(parent_of, depths, strict=True))
+        if any(parent and depth[name] > depth[parent] for name, parent in parent_of.items()):
+            continue
+        for samples in _splits(total, len(parent_of)):
+            own = dict(zip(parent_of, samples, strict=True))
+            if problem.samples_stay and own.get(problem.data_holder) != total:
+                continue
+            parts = {
+                name: Assignment(parent=parent, depth=depth[name], samples=own[name])
+                for name, parent in parent_of.items()
+            }
+            plan = Plan(batch_size=total, data_holder=problem.data_holder, workers=idle | parts)
+            limits = problem.memory_limit_bytes
+            if all(plan.active(name) for name in parent_of) and all(
+                memory_bytes(problem, plan, name) <= limits[name] for name in parent_of if name in limits
+            ):
+                yield plan
+
+
+def _splits(total: int, size: int) -> Iterator[tuple[int, ...]]:
+    if size == 1:
+        yield (total,)
+        return
+    for first in range(total + 1):
+        for rest in _splits(total - first, size - 1):
+            yield (first, *rest)
+
+
+class _Equations:
+    """The cost model on arrays: each argument and result has one entry per box."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.layers, self.total = problem, problem.profile.chain.depth, problem.batch_size
+        self.prefix = np.array(problem.profile.chain.parameter_prefix_bytes, dtype=float)
+        self.output = np.array([0.0, *(layer.output_bytes for layer in problem.profile.layers)])
+
+    def compute(self, worker: str, step: str, after: Numbers, last: Numbers, samples: Numbers) -> Seconds:
+        costs = [getattr(times, step) for times in self.problem.profile.worker(worker).layers]
+        fixed = np.concatenate([[0.0], np.cumsum([cost.fixed_s for cost in costs])])
+        each = np.concatenate([[0.0], np.cumsum([cost.per_sample_s for cost in costs])])
+        return np.where(samples > 0, fixed[last] - fixed[after] + (each[last] - each[after]) * samples, 0.0)
+
+    def message(self, source: str, target: str, size: Seconds) -> Seconds:
+        if source == target:
+            return np.zeros_like(size)
+        link = self.problem.network.link(source, target)
+        return np.where(size > 0, link.latency_s + 8 * size / link.bandwidth_bps, 0.0)
+
+    def raw(self, worker: str, samples: Numbers) -> Seconds:
+        return self.message(self.problem.data_holder, worker, samples * float(self.problem.sample_bytes))
+
+    def arrival(self, child: str, parent: str, ready: Seconds, size: Seconds, parent_samples: Numbers) -> Seconds:
+        if child == self.problem.data_holder:
+            link = self.problem.network.link(child, parent)
+            queue = 8 * parent_samples * self.problem.sample_bytes / link.bandwidth_bps
+            ready = np.where(size > 0, np.maximum(ready, queue), ready)
+        return ready + self.message(child, parent, size)
+
+    def update(self, worker: str) -> float:
+        return self.problem.profile.worker(worker).update_s
+
+    def star(self, names: tuple[str, ...], depth: list[Numbers], low: list[Numbers], high: list[Numbers]) -> Seconds:
+        """A lower bound over own samples in low..high: a root, and two children, the long one no shallower."""
+        root, short, long = names
+        cut_s, cut_l = depth
+        zero, full = np.zeros_like(cut_s), np.full_like(cut_s, self.layers)
+        n_s, n_l = low
+        n_o = np.maximum(0, self.total - high[0] - high[1])
+        n_os = np.where(cut_s < self.layers, np.maximum(n_o + n_s, self.total - high[1]), n_o)
+        n_all = np.where(cut_l < self.layers, self.total, n_os)
+        ready_s = self.raw(short, n_s) + self.compute(short, "forward", zero, cut_s, n_s)
+        ready_l = self.raw(long, n_l) + self.compute(long, "forward", zero, cut_l, n_l)
+        size_s, size_l = n_s * self.output[cut_s], n_l * self.output[cut_l]
+        now = self.raw(root, n_o) + self.compute(root, "forward", zero, cut_s, n_o)
+        now = np.where(cut_s < self.layers, np.maximum(now, self.arrival(short, root, ready_s, size_s, n_o)), now)
+        now = now + self.compute(root, "forward", cut_s, cut_l, n_os)
+        now = np.where(cut_l < self.layers, np.maximum(now, self.arrival(long, root, ready_l, size_l, n_o)), now)
+        now = (
+            now + self.compute(root, "forward", cut_l, full, n_all) + self.compute(root, "backward", cut_l, full, n_all)
+        )
+        back_l = np.where(cut_l < self.layers, np.maximum(ready_l, now + self.message(root, long, size_l)), ready_l)
+        now = now + self.compute(root, "backward", cut_s, cut_l, n_os)
+        back_s = np.where(cut_s < self.layers, np.maximum(ready_s, now + self.message(root, short, size_s)), ready_s)
+        end = now + self.compute(root, "backward", zero, cut_s, n_o)
+        for name, cut, samples, back in ((short, cut_s, n_s, back_s), (long, cut_l, n_l, back_l)):
+            summed = back + self.compute(name, "backward", zero, cut, samples)
+            end = np.maximum(end, self.arrival(name, root, summed, self.prefix[cut], n_o))
+        weights = np.maximum(
+            self.message(root, short, self.prefix[cut_s]), self.message(root, long, self.prefix[cut_l])
+        )
+        return end + self.update(root) + weights
+
+    def chain(self, names: tuple[str, ...], depth: list[Numbers], low: list[Numbers], high: list[Numbers]) -> Seconds:
+        """A lower bound over own samples in low..high: root r <- middle m <- leaf f."""
+        r, m, f = names
+        cut_f, cut_m = depth
+        zero, full = np.zeros_like(cut_f), np.full_like(cut_f, self.layers)
+        n_f, n_m = low
+        n_r = np.maximum(0, self.total - high[0] - high[1])
+        carried = n_m + n_f
+        n_mf = np.where(cut_f < self.layers, carried, n_m)
+        n_all = np.where(cut_m < self.layers, self.total, n_r)
+        ready_f = self.raw(f, n_f) + self.compute(f, "forward", zero, cut_f, n_f)
+        size_f, size_m = n_f * self.output[cut_f], carried * self.output[cut_m]
+        now = self.raw(m, n_m) + self.compute(m, "forward", zero, cut_f, n_m)
+        now = np.where(cut_f < self.layers, np.maximum(now, self.arrival(f, m, ready_f, size_f, n_m)), now)
+        ready_m = now + self.compute(m, "forward", cut_f, cut_m, n_mf)
+        now = self.raw(r, n_r) + self.compute(r, "forward", zero, cut_m, n_r)
+        now = np.where(cut_m < self.layers, np.maximum(now, self.arrival(m, r, ready_m, size_m, n_r)), now)
+        now = now + self.compute(r, "forward", cut_m, full, n_all) + self.compute(r, "backward", cut_m, full, n_all)
+        back_m = np.where(cut_m < self.layers, np.maximum(ready_m, now + self.message(r, m, size_m)), ready_m)
+        end_r = now + self.compute(r, "backward", zero, cut_m, n_r)
+        now = back_m + self.compute(m, "backward", cut_f, cut_m, n_mf)
+        back_f = np.where(cut_f < self.layers, np.maximum(ready_f, now + self.message(m, f, size_f)), ready_f)
+        end_m = now + self.compute(m, "backward", zero, cut_f, n_m)
+        summed_f = back_f + self.compute(f, "backward", zero, cut_f, n_f)
+        summed_m = np.maximum(end_m, self.arrival(f, m, summed_f, self.prefix[cut_f], n_m))
+        end = np.maximum(end_r, self.arrival(m, r, summed_m, self.prefix[cut_m], n_r))
+        weights = self.message(r, m, self.prefix[cut_m]) + self.message(m, f, self.prefix[cut_f])
+        return end + self.update(r) + weights
+
+
+def branch_and_bound_optimum(problem: Problem) -> float:
+    """The least time over all trees of up to three workers, without constraints."""
+    equations = _Equations(problem)
+    best = min(
+        _single(problem, name) if parent is None else _pair(problem, name, parent)
+        for name in problem.workers
+        for parent in (None, *(other for other in problem.workers if other != name))
+    )
+    for names in permutations(problem.workers, 3):
+        best = _search(problem, best, lambda *boxes, names=names: equations.star(names, *boxes), middle=False)
+        best = _search(problem, best, lambda *boxes, names=names: equations.chain(names, *boxes), middle=True)
+    return best
+
+
+def _single(problem: Problem, name: str) -> float:
+    only = Plan(
+        batch_size=problem.batch_size,
+        data_holder=problem.data_holder,
+        workers={
+            other: Assignment(parent=None, depth=problem.profile.chain.depth, samples=problem.batch_size)
+            if other == name
+            else Assignment(parent=name, depth=0, samples=0)
+            for other in problem.profile.workers
+        },
+    )
+    program = compile_plan(only, problem.profile.chain, problem.execution)
+    return simulate(program, problem.profile, problem.network).makespan_s
+
+
+def _pair(problem: Problem, child: str, root: str) -> float:
+    """Every depth and split of two workers: the star's equations with the one child in both places would count it
+    twice, so the equations are written out."""
+    eq = _Equations(problem)
+    cut, n = (axis.ravel() for axis in np.meshgrid(np.arange(1, eq.layers + 1), np.arange(1, eq.total + 1)))
+    zero, full, rest = np.zeros_like(cut), np.full_like(cut, eq.layers), eq.total - n
+    both, sends = np.where(cut < eq.layers, eq.total, rest), cut < eq.layers
+    ready = eq.raw(child, n) + eq.compute(child, "forward", zero, cut, n)
+    size = n * eq.output[cut]
+    now = eq.raw(root, rest) + eq.compute(root, "forward", zero, cut, rest)
+    now = np.where(sends, np.maximum(now, eq.arrival(child, root, ready, size, rest)), now)
+    now = now + eq.compute(root, "forward", cut, full, both) + eq.compute(root, "backward", cut, full, both)
+    back = np.where(sends, np.maximum(ready, now + eq.message(root, child, size)), ready)
+    summed = back + eq.compute(child, "backward", zero, cut, n)
+    end = np.maximum(
+        now + eq.compute(root, "backward", zero, cut, rest), eq.arrival(child, root, summed, eq.prefix[cut], rest)
+    )
+    return float((end + eq.update(root) + eq.message(root, child, eq.prefix[cut])).min())
+
+
+def _search(problem: Problem, best: float, bound: Callable[..., Seconds], *, middle: bool) -> float:
+    """The lesser of ``best`` and the least time over all depths and samples of the two workers below the root."""
+    total, layers = problem.batch_size, problem.profile.chain.depth
+    first, second = (axis.ravel() for axis in np.meshgrid(np.arange(1, layers + 1), np.arange(1, layers + 1)))
+    ordered = first <= second
+    least = 0 if middle else 1
+    if total < 1 + least:
+        return best
+    shape = int(ordered.sum())
+    depth = np.array([first[ordered], second[ordered]])
+    low = np.array([[1], [least]]).repeat(shape, axis=1)
+    high = np.array([[total - least], [total - 1]]).repeat(shape, axis=1)
+    while depth.shape[1]:
+        bounds = bound(list(depth), list(low), list(high))
+        points = (low == high).all(axis=0)
+        best = min(best, bounds[points].min(initial=best))
+        middle_point = (low + high) // 2
+        inside = middle_point.sum(axis=0) <= total
+        points_only = [list(depth[:, inside]), list(middle_point[:, inside]), list(middle_point[:, inside])]
+        if inside.any():
+            best = min(best, bound(*points_only).min())
+        keep = ~points & (bounds < best)
+        depth, low, high = depth[:, keep], low[:, keep], high[:, keep]
+        axis, column = np.argmax(high - low, axis=0), np.arange(depth.shape[1])
+        half = (low[axis, column] + high[axis, column]) // 2
+        lower_high, upper_low = high.copy(), low.copy()
+        lower_high[axis, column], upper_low[axis, column] = half, half + 1
+        depth = np.concatenate([depth, depth], axis=1)
+        low, high = np.concatenate([low, upper_low], axis=1), np.concatenate([lower_high, high], axis=1)
+        high = np.minimum(high, total - low[::-1])
+        keep = (low <= high).all(axis=0)
+        depth, low, high = depth[:, keep], low[:, keep], high[:, keep]
+    return best
