@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
+import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -14,7 +15,7 @@ V = TypeVar("V", bound=Value)
 
 
 def load(kind: type[V], path: str | os.PathLike[str]) -> V:
-    """Read a value from a JSON file.
+    """Read a value from a JSON file, or from a YAML file if the name ends in .yml or .yaml.
 
     Raises InputError that names the file, the field, the value and the rule.
     """
@@ -25,11 +26,16 @@ def load(kind: type[V], path: str | os.PathLike[str]) -> V:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
-        content = json.loads(text, object_pairs_hook=_unique_keys)
+        if Path(path).suffix in (".yml", ".yaml"):
+            content = yaml.load(text, Loader=_UniqueKeys)
+        else:
+            content = json.loads(text, object_pairs_hook=_unique_keys)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return parse(kind, content, str(path))
 
 
@@ -48,6 +54,14 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
         keys = [key for key, _ in pairs]
         raise InputError(f"field {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
     return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML with the same rule."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        self.flatten_mapping(node)
+        return _unique_keys(self.construct_pairs(node, deep))
 
 
 def _describe(problem: ErrorDetails, source: str) -> str:
