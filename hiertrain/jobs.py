@@ -23,7 +23,9 @@ class ModelSettings(Value):
     sample_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # None: the model's default
     classes: PositiveInt = 10
     seed: NonNegativeInt = 0
-    options: dict[str, float | int | bool] = {}  # further arguments of a torchvision model, such as dropout
+    options: dict[str, float | int | bool] = Field(
+        default_factory=dict
+    )  # further arguments of a torchvision model, such as dropout
 
 
 class OptimizerSettings(Value):
@@ -77,7 +79,7 @@ class ProbeJob(Value):
 
     kind: Literal["probe"] = "probe"
     group: Group
-    links: dict[str, Link] = {}
+    links: dict[str, Link] = Field(default_factory=dict)
     repetitions: PositiveInt
     target_s: PositiveFloat  # a long message is made long enough to take this long
 
@@ -87,7 +89,7 @@ class TrainJob(Value):
 
     kind: Literal["train"] = "train"
     group: Group
-    links: dict[str, Link] = {}
+    links: dict[str, Link] = Field(default_factory=dict)
     pace: WorkerProfile | None = None  # None: as fast as the machine is
     threads: PositiveInt
     training: Training

@@ -111,7 +111,7 @@ class Plan(Value):
         return sorted(found, key=lambda child: (self.workers[child].depth, child))
 
     def own_rows(self, name: str) -> range:
-        """Which rows of the mini-batch start at layer 1 on worker ``name``: consecutive, in the order of the workers."""
+        """The rows of the mini-batch that start at layer 1 on ``name``: consecutive, in the order of the workers."""
         first = 0
         for other, part in self.workers.items():
             if other == name:

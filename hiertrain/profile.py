@@ -41,11 +41,14 @@ class LayerTimes(Value):
         )
 
 
+Step = Literal["forward", "backward", "update"]
+
+
 class TimingPoint(Value):
     """Repeated timings of one step of one layer: the median, and the interquartile range as spread."""
 
     layer: str
-    step: Literal["forward", "backward", "update"]
+    step: Step
     samples: NonNegativeInt  # 0 for the update, which does not depend on it
     median_s: NonNegativeFloat
     spread_s: NonNegativeFloat

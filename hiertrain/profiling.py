@@ -6,15 +6,16 @@ gradient. All times in seconds of wall time, after a warm-up; the median counts,
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hiertrain.jobs import Probed, ProbeJob, ProfileJob
 from hiertrain.models import ChainModel, build_model, summed_loss
-from hiertrain.profile import LayerCost, LayerTimes, Measurement, TimingPoint, WorkerProfile
+from hiertrain.profile import LayerCost, LayerTimes, Measurement, Step, TimingPoint, WorkerProfile
 from hiertrain.runtime import build_optimizer
 from hiertrain.transport import Transport
 
@@ -54,7 +55,9 @@ def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
         points=tuple(points),
         skipped=tuple(skipped),
     )
-    return WorkerProfile(layers=fit_layers([layer.name for layer in model.chain.layers], points), measurement=measurement)
+    return WorkerProfile(
+        layers=fit_layers([layer.name for layer in model.chain.layers], points), measurement=measurement
+    )
 
 
 def fit_layers(names: list[str], points: list[TimingPoint]) -> tuple[LayerTimes, ...]:
@@ -119,25 +122,26 @@ def _time_passes(model: ChainModel, samples: int, job: ProfileJob) -> list[Timin
     for number, layer in enumerate(model.chain.layers, start=1):
         loss = number == model.chain.depth
         function = partial(summed_loss, labels=labels) if loss else partial(model.run, first=number, last=number)
-        forward_s, backward_s = [], []
-        for repetition in range(job.warm_up + job.repetitions):
-            leaf = value.detach()
-            if number > 1:
-                leaf.requires_grad_()
-            begun_s = time.perf_counter()
-            output = function(leaf)
-            middle_s = time.perf_counter()
-            gradient = None if loss else torch.ones_like(output)
-            turned_s = time.perf_counter()
-            if output.requires_grad:
-                torch.autograd.backward(output, gradient)
-            ended_s = time.perf_counter()
-            if repetition >= job.warm_up:
-                forward_s.append(middle_s - begun_s)
-                backward_s.append(ended_s - turned_s)
-        points += [_point(layer.name, "forward", samples, forward_s), _point(layer.name, "backward", samples, backward_s)]
-        value = output.detach()
+        passes = np.array([_one_pass(function, value, number > 1) for _ in range(job.warm_up + job.repetitions)])
+        forward_s, backward_s = passes[job.warm_up :].T
+        points.append(_point(layer.name, "forward", samples, forward_s))
+        points.append(_point(layer.name, "backward", samples, backward_s))
+        with torch.no_grad():
+            value = function(value)
     return points
+
+
+def _one_pass(function: Callable[[Tensor], Tensor], value: Tensor, passes_gradient: bool) -> tuple[float, float]:
+    """Seconds of one forward and one backward pass; ``passes_gradient``: also to what comes before."""
+    leaf = value.detach().requires_grad_(passes_gradient)
+    begun_s = time.perf_counter()
+    output = function(leaf)
+    forward_s = time.perf_counter() - begun_s
+    gradient = torch.ones_like(output)
+    begun_s = time.perf_counter()
+    if output.requires_grad:  # not so for a first layer without parameters
+        torch.autograd.backward(output, gradient)
+    return forward_s, time.perf_counter() - begun_s
 
 
 def _time_updates(model: ChainModel, job: ProfileJob) -> list[TimingPoint]:
@@ -160,9 +164,9 @@ def _time_updates(model: ChainModel, job: ProfileJob) -> list[TimingPoint]:
     return points
 
 
-def _point(layer: str, step: str, samples: int, times_s: list[float]) -> TimingPoint:
+def _point(layer: str, step: Step, samples: int, times_s: Sequence[float] | np.ndarray) -> TimingPoint:
     low, median, high = np.quantile(times_s, [0.25, 0.5, 0.75])
-    return TimingPoint(layer=layer, step=step, samples=samples, median_s=float(median), spread_s=float(high - low))  # type: ignore[arg-type]
+    return TimingPoint(layer=layer, step=step, samples=samples, median_s=float(median), spread_s=float(high - low))
 
 
 def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
@@ -216,4 +220,3 @@ def _answer(transport: Transport, sender: str) -> None:
         transport.send(sender, token)
         work.wait()
         transport.send(sender, token).result()
-

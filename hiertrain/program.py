@@ -236,7 +236,7 @@ def _replay(
                 position[worker] += 1
                 moved = True
     stuck = [
-        f"{worker} at action {position[worker]} ({actions[position[worker]]})"
+        f"{worker} at action {position[worker] + 1} ({actions[position[worker]]})"
         for worker, actions in program.actions.items()
         if position[worker] < len(actions)
     ]

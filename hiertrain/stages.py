@@ -1,19 +1,20 @@
 """The paper's three stages as the user drives them: profiling and training on a testbed's workers.
 
 Optimization, the stage between them, is ``scheduling.optimize``. Times that come from here are *measured* where the
-testbed runs at its own speed and *emulated* where it paces or shapes (``TestbedSettings.emulated``).
+testbed runs at its own speed and *emulated* where it paces or shapes (``TestbedSettings.kind_of_times``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hiertrain.datasets import Dataset, iterations_per_epoch, load_dataset
+from hiertrain.datasets import Dataset, iterations_per_epoch
 from hiertrain.jobs import (
     ModelSettings,
     OptimizerSettings,
@@ -175,7 +176,9 @@ def training_settings(
 ) -> Training:
     """What to train. By default one epoch, with one snapshot at its end. Raises InputError when they do not fit."""
     if model.sample_shape not in (None, dataset.sample_shape):
-        raise InputError(f"model {model.name} takes samples {model.sample_shape}, {dataset.name} has {dataset.sample_shape}")
+        raise InputError(
+            f"model {model.name} takes samples {model.sample_shape}, {dataset.name} has {dataset.sample_shape}"
+        )
     epoch = iterations_per_epoch(len(dataset.train_labels), batch_size)
     return Training(
         model=model.model_copy(update={"sample_shape": dataset.sample_shape, "classes": dataset.classes}),
@@ -247,7 +250,7 @@ def accuracy(model: ChainModel, dataset: Dataset) -> float:
     return correct / len(dataset.test_labels)
 
 
-def _shown_on(bar: "tqdm[object]"):  # noqa: ANN202
+def _shown_on(bar: "tqdm[NoReturn]") -> Callable[[str, Progress], None]:
     def show(_: str, progress: Progress) -> None:
         bar.total = progress.total
         bar.n = progress.done

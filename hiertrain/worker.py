@@ -39,7 +39,7 @@ from hiertrain.jobs import (
     write_message,
 )
 from hiertrain.models import build_model
-from hiertrain.profiling import time_layers, probe_link
+from hiertrain.profiling import probe_link, time_layers
 from hiertrain.runtime import IterationRecord, Runner, pack_state
 from hiertrain.transport import Transport
 

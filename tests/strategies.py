@@ -1,8 +1,11 @@
 """Small random problems and plans, feasible by construction."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from hiertrain.chain import Layer
+from hiertrain.cost import memory_bytes
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Execution, Plan, Problem
 from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
@@ -102,3 +105,25 @@ def planned_problems(draw: st.DrawFn) -> tuple[Problem, Plan]:
         )
     )
     return problem, plan
+
+
+@st.composite
+def constrained_problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 3, max_batch: int = 4) -> Problem:
+    """A problem with constraints that may clash: memory limits near what a random plan needs."""
+    problem = draw(problems(workers=workers, max_layers=max_layers, max_batch=max_batch))
+    names, layers = NAMES[:workers], len(problem.profile.layers)
+    samples_stay = draw(st.booleans())
+    kept = {problem.data_holder} if samples_stay else set()
+    excluded = draw(st.sets(st.sampled_from(names), max_size=workers - 1)) - kept
+    free = [name for name in names if name not in excluded]
+    plan = draw(plans(names=names, depth=layers, batch_size=problem.batch_size, data_holder=problem.data_holder))
+    limited = draw(st.sets(st.sampled_from(names)))
+    slack = draw(st.sampled_from([0.3, 0.9, 1.0, 1.0, 1.5]))
+    limits = {name: max(1, int(slack * memory_bytes(problem, plan, name))) for name in sorted(limited)}
+    return replace(
+        problem,
+        samples_stay=samples_stay,
+        excluded=frozenset(excluded),
+        root=draw(st.sampled_from([None, None, *free])),
+        memory_limit_bytes=limits,
+    )

@@ -60,7 +60,12 @@ def test_profile_and_links_of_an_emulated_testbed() -> None:
     with open_local(settings) as testbed:
         profile = measure_layers(testbed, ModelSettings(name="lenet5"), sample_counts=(1, 4), repetitions=3, warm_up=1)
         limited = measure_layers(
-            testbed, ModelSettings(name="lenet5"), sample_counts=(1, 4, 10**6), repetitions=1, memory_limit_bytes=10**6
+            testbed,
+            ModelSettings(name="lenet5"),
+            sample_counts=(1, 4, 10**6),
+            repetitions=1,
+            memory_limit_bytes=10**6,
+            time_limit_s=1e6,
         )
         network = measure_links(testbed, repetitions=3)
     assert profile.chain.layers == build_model("lenet5").chain.layers

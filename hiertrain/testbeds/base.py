@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -40,7 +41,9 @@ class WorkerSettings(Value):
     @classmethod
     def _room_for_pacing(cls, slowdown: float) -> float:
         if slowdown != 1 and not slowdown >= 2:
-            raise ValueError(f"slowdown {slowdown:g}: must be 1 (no pacing) or at least 2, so that there is room to wait")
+            raise ValueError(
+                f"slowdown {slowdown:g}: must be 1 (no pacing) or at least 2, so that there is room to wait"
+            )
         return slowdown
 
 
@@ -64,9 +67,10 @@ class TestbedSettings(Value):
         return self
 
     @property
-    def emulated(self) -> bool:
-        """Whether anything but the machine itself sets the pace, so that times must be labelled emulated."""
-        return bool(self.links) or any(worker.slowdown != 1 for worker in self.workers.values())
+    def kind_of_times(self) -> Literal["measured", "emulated"]:
+        """The label of times from this testbed: emulated where pacing or delays of our own make them."""
+        emulated = self.links or any(worker.slowdown != 1 for worker in self.workers.values())
+        return "emulated" if emulated else "measured"
 
     def links_from(self, worker: str) -> dict[str, Link]:
         """The emulated links from ``worker``, by receiver."""
@@ -160,13 +164,14 @@ class Testbed:
 
         Raises WorkerError when a worker fails or dies; the session is then closed, as it is after an interruption.
         """
+        for name in jobs:
+            if self._workers[name].process.poll() is not None:
+                self.close()
+                raise WorkerError(f"worker {name} is gone, the session is over; open a new testbed")
         try:
             for name, job in jobs.items():
                 write_message(self._workers[name].stdin, Request(job=job))
             return self._collect(set(jobs), None, on_progress, on_snapshot)
-        except BrokenPipeError:
-            self.close()
-            raise WorkerError(f"workers {', '.join(jobs)}: one is gone; open a new testbed") from None
         except BaseException:
             self.close()
             raise
@@ -174,7 +179,8 @@ class Testbed:
     def close(self) -> None:
         """End all workers: the end of their input ends them; whoever does not listen is killed."""
         for worker in self._workers.values():
-            worker.stdin.close()
+            with suppress(BrokenPipeError):  # it died with a request half read
+                worker.stdin.close()
         for worker in self._workers.values():
             try:
                 worker.process.wait(END_TIMEOUT_S)
@@ -198,10 +204,12 @@ class Testbed:
         threading.Thread(target=self._listen, args=(name, self._workers[name].stdout), daemon=True).start()
 
     def _listen(self, name: str, stream: IO[bytes]) -> None:
-        with stream:
-            while (reply := read_reply(stream)) is not None:
-                self._answers.put((name, *reply))
-        self._answers.put((name, None, b""))
+        try:
+            with stream:
+                while (reply := read_reply(stream)) is not None:
+                    self._answers.put((name, *reply))
+        finally:
+            self._answers.put((name, None, b""))
 
     def _collect(
         self,
@@ -212,6 +220,7 @@ class Testbed:
     ) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
         failures: list[str] = []
+        tracebacks: list[str] = []
         while waiting:
             try:
                 name, answer, payload = self._answers.get(timeout=GRACE_S if failures else timeout_s)
@@ -227,12 +236,16 @@ class Testbed:
                     waiting.discard(name)
                 case Failure():
                     failures.append(f"worker {name} failed: {answer.error}")
+                    tracebacks.append(f"worker {name}:\n{answer.traceback}")
                     waiting.discard(name)
                 case _:
                     answers[name] = answer
                     waiting.discard(name)
         if failures:
-            raise WorkerError("; ".join(failures))
+            error = WorkerError("; ".join(failures))
+            for text in tracebacks:
+                error.add_note(text)
+            raise error
         if waiting:
             raise WorkerError(f"no sign of worker {', '.join(sorted(waiting))} within {timeout_s:g} s")
         return answers

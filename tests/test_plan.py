@@ -1,0 +1,106 @@
+import pytest
+from pydantic import ValidationError
+
+from hiertrain.chain import Chain, Layer
+from hiertrain.cost import memory_bytes, samples_at
+from hiertrain.network import Link, Network
+from hiertrain.plan import Assignment, Execution, Plan, Problem, check_plan
+from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.values import InputError
+
+
+def plan(batch_size: int, **workers: tuple[str | None, int, int]) -> Plan:
+    parts = {name: Assignment(parent=p, depth=m, samples=b) for name, (p, m, b) in workers.items()}
+    return Plan(batch_size=batch_size, data_holder="device", workers=parts)
+
+
+CHAIN = plan(12, device=("edge", 2, 5), edge=("cloud", 3, 4), cloud=(None, 5, 3))
+STAR = plan(12, device=("edge", 2, 5), edge=(None, 5, 4), cloud=("edge", 1, 3))
+
+
+def test_carried_samples_children_and_rows() -> None:
+    assert dict(CHAIN.carried) == {"device": 5, "edge": 9, "cloud": 12}
+    assert STAR.children("edge") == ["cloud", "device"]  # the shallowest first
+    assert CHAIN.root == "cloud"
+    assert list(CHAIN.own_rows("edge")) == [5, 6, 7, 8]
+    assert CHAIN.rows_at_own_depth("cloud") == [9, 10, 11, 5, 6, 7, 8, 0, 1, 2, 3, 4]
+    assert STAR.rows_at_own_depth("edge") == [5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4]
+
+
+def test_a_child_that_computes_the_loss_keeps_its_rows() -> None:
+    data_parallel = plan(4, device=("edge", 5, 3), edge=(None, 5, 1))
+    assert data_parallel.rows_at_own_depth("edge") == [3]
+
+
+def test_the_data_holder_takes_part_without_computing() -> None:
+    alone = plan(4, device=("edge", 0, 0), edge=(None, 5, 4), cloud=("edge", 3, 0))
+    assert alone.participants == ("device", "edge")
+    assert not alone.active("cloud")  # no samples reach it
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"device": ("edge", 0, 2), "edge": (None, 5, 2)}, "'device' has depth 0 and 2 samples"),
+        ({"device": ("edge", 6, 2), "edge": (None, 5, 2)}, "'device' has depth 6, its parent 'edge' has 5"),
+        ({"device": ("moon", 1, 2), "edge": (None, 5, 2)}, "parent 'moon', which is not a worker"),
+        (
+            {"device": (None, 5, 4), "edge": ("cloud", 1, 0), "cloud": ("edge", 1, 0)},
+            "edge -> cloud -> edge form a cycle",
+        ),
+        ({"device": (None, 5, 2), "edge": (None, 5, 2)}, "device, edge; exactly one worker is the root"),
+        ({"device": (None, 5, 5)}, "add up to 5; they must add up to the batch size 4"),
+    ],
+)
+def test_a_plan_that_breaks_a_rule_is_refused(workers: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        plan(4, **workers)
+
+
+def test_a_plan_must_fit_the_chain() -> None:
+    chain = Chain(
+        model="m", sample_bytes=1, layers=tuple(Layer(name=n, output_bytes=1, parameter_bytes=1) for n in "abcd")
+    )
+    with pytest.raises(InputError, match="'device' has depth 5; m has only 4 layers"):
+        check_plan(plan(4, device=(None, 5, 4)), chain)
+    with pytest.raises(InputError, match="the root 'device' has depth 3; the root computes all 4 layers"):
+        check_plan(plan(4, device=(None, 3, 4)), chain)
+
+
+LAYERS = tuple(Layer(name=n, output_bytes=8, parameter_bytes=100, activation_bytes=10) for n in "abcde")
+COST = LayerCost(fixed_s=0, per_sample_s=1)
+TIMES = WorkerProfile(layers=(LayerTimes(forward=COST, backward=COST, update_s=0),) * 5)
+WORKERS = ("device", "edge", "cloud")
+PROFILE = Profile(model="m", sample_bytes=4, layers=LAYERS, workers=dict.fromkeys(WORKERS, TIMES))
+LINKS = tuple(Link(source=a, target=b, bandwidth_mbps=1, latency_ms=0) for a in WORKERS for b in WORKERS if a != b)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 0}, "batch size 0: must be at least 1"),
+        ({"data_holder": "phone"}, "data holder 'phone' is not in the profile; it has cloud, device, edge"),
+        ({"root": "phone"}, "worker 'phone' is not in the profile"),
+        ({"root": "edge", "excluded": frozenset({"edge"})}, "root 'edge' is excluded"),
+        ({"excluded": frozenset(WORKERS)}, "at least one worker must be left"),
+        ({"samples_stay": True, "excluded": frozenset({"device"})}, "raw samples must stay on 'device'"),
+        ({"memory_limit_bytes": {"edge": 0}}, "memory limit of 'edge' is 0 bytes"),
+        ({"network": Network(links=LINKS[1:])}, "no link from 'device' to 'edge'"),
+    ],
+)
+def test_a_problem_whose_parts_do_not_fit_is_refused(fields: dict, message: str) -> None:
+    parts = {"profile": PROFILE, "network": Network(links=LINKS), "batch_size": 12, "data_holder": "device", **fields}
+    with pytest.raises(InputError, match=message):
+        Problem(**parts)
+
+
+def test_memory_and_samples_per_layer() -> None:
+    problem = Problem(PROFILE, Network(links=LINKS), 12, "device")
+    assert [samples_at(CHAIN, "edge", layer) for layer in range(1, 6)] == [4, 4, 9, 0, 0]
+    assert memory_bytes(problem, CHAIN, "edge") == 2 * 300 + 10 * (4 + 4 + 9)
+    assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12)
+
+
+def test_raw_samples_as_float32_are_four_times_as_large() -> None:
+    problem = Problem(PROFILE, Network(links=LINKS), 12, "device", Execution(sample_encoding="float32"))
+    assert problem.sample_bytes == 16

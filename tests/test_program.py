@@ -1,0 +1,102 @@
+import pytest
+
+from hiertrain.chain import Chain, Layer
+from hiertrain.network import Link, Network
+from hiertrain.plan import Assignment, Execution, Plan
+from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.program import Action, Kind, Program, compile_plan, dry_run, simulate
+from hiertrain.values import InputError
+
+# Three layers of 1 ms and 2 ms per sample forward and backward; activations of 1000 bytes, parameters of 500.
+LAYERS = (
+    Layer(name="a", output_bytes=1000, parameter_bytes=500),
+    Layer(name="b", output_bytes=1000, parameter_bytes=500),
+    Layer(name="loss", output_bytes=0, parameter_bytes=0),
+)
+TIMES = LayerTimes(
+    forward=LayerCost(fixed_s=0, per_sample_s=1e-3), backward=LayerCost(fixed_s=0, per_sample_s=2e-3), update_s=1e-3
+)
+WORKER = WorkerProfile(layers=(TIMES,) * 3)
+PROFILE = Profile(model="m", sample_bytes=100, layers=LAYERS, workers={"device": WORKER, "edge": WORKER})
+# 1 ms per 1000 bytes, and 1 ms of latency.
+NETWORK = Network(
+    links=(
+        Link(source="device", target="edge", bandwidth_mbps=8, latency_ms=1),
+        Link(source="edge", target="device", bandwidth_mbps=8, latency_ms=1),
+    )
+)
+PLAN = Plan(
+    batch_size=5,
+    data_holder="device",
+    workers={
+        "device": Assignment(parent="edge", depth=1, samples=2),
+        "edge": Assignment(parent=None, depth=3, samples=3),
+    },
+)
+
+
+def test_a_split_timed_by_hand() -> None:
+    program = compile_plan(PLAN, PROFILE.chain, Execution.paper())
+    ends = {
+        (span.worker, span.action.kind, span.action.last): (span.start_s * 1e3, span.end_s * 1e3)
+        for span in simulate(program, PROFILE, NETWORK).spans
+    }
+
+    def at(start: float, end: float) -> object:
+        return pytest.approx((start, end))
+
+    # 300 bytes of samples: 0.3 ms; the device's 2 samples meanwhile take 2 ms through layer a.
+    assert ends["device", Kind.SEND_SAMPLES, 0] == at(0, 1.3)
+    assert ends["device", Kind.FORWARD, 1] == at(0, 2)
+    assert ends["device", Kind.SEND_ACTIVATIONS, 1] == at(2, 5)
+    # The edge's 3 samples: 1.3 to 4.3; it waits until 5, then takes 5 samples through two layers, there and back.
+    assert ends["edge", Kind.FORWARD, 1] == at(1.3, 4.3)
+    assert ends["edge", Kind.RECEIVE_ACTIVATIONS, 1] == at(4.3, 5)
+    assert ends["edge", Kind.FORWARD, 3] == at(5, 15)
+    assert ends["edge", Kind.BACKWARD, 3] == at(15, 35)
+    # 2000 bytes of gradients take 3 ms, while the edge goes on with its own 3 samples.
+    assert ends["edge", Kind.SEND_ACTIVATION_GRADIENTS, 1] == at(35, 38)
+    assert ends["edge", Kind.BACKWARD, 1] == at(35, 41)
+    assert ends["device", Kind.BACKWARD, 1] == at(38, 42)
+    # 500 bytes of parameters: 1.5 ms up; update 3 layers; 1.5 ms down.
+    assert ends["device", Kind.SEND_GRADIENTS, 1] == at(42, 43.5)
+    assert ends["edge", Kind.UPDATE, 3] == at(43.5, 46.5)
+    assert ends["edge", Kind.SEND_WEIGHTS, 1] == at(46.5, 48)
+    assert ends["device", Kind.RECEIVE_WEIGHTS, 1] == at(42, 48)
+
+
+def test_a_worker_that_only_holds_the_data_only_sends() -> None:
+    parts = {
+        "device": Assignment(parent="edge", depth=0, samples=0),
+        "edge": Assignment(parent=None, depth=3, samples=5),
+    }
+    plan = Plan(batch_size=5, data_holder="device", workers=parts)
+    program = compile_plan(plan, PROFILE.chain, Execution.paper())
+    assert [action.kind for action in program.actions["device"]] == [Kind.SEND_SAMPLES]
+    assert [str(action) for action in program.actions["edge"]] == [
+        "receive samples of 5 samples from device",
+        "forward layers 1..3 of 5 samples",
+        "backward layers 1..3 of 5 samples",
+        "update layers 1..3",
+    ]
+
+
+def test_a_deadlock_is_found_before_the_run() -> None:
+    wait = Action(Kind.RECEIVE_WEIGHTS, "edge", first=1, last=1, size_bytes=4)
+    with pytest.raises(InputError, match=r"deadlocks: device at action 1 \(receive weights layers 1..1 from edge\)"):
+        dry_run(Program({"device": (wait,), "edge": ()}))
+
+
+def test_two_sides_that_disagree_are_found_before_the_run() -> None:
+    send = Action(Kind.SEND_WEIGHTS, "device", first=1, last=2, size_bytes=8)
+    wait = Action(Kind.RECEIVE_WEIGHTS, "edge", first=1, last=1, size_bytes=4)
+    with pytest.raises(InputError, match=r"edge will send weights .*8 bytes.* device will receive .*4 bytes"):
+        dry_run(Program({"device": (wait,), "edge": (send,)}))
+    with pytest.raises(InputError, match="leaves messages unread: send weights layers 1..2 to device by edge"):
+        dry_run(Program({"device": (), "edge": (send,)}))
+
+
+def test_a_plan_that_does_not_fit_is_not_compiled() -> None:
+    chain = Chain(model="m", sample_bytes=1, layers=LAYERS[:2])
+    with pytest.raises(InputError, match="only 2 layers"):
+        compile_plan(PLAN, chain, Execution.paper())

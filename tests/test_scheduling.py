@@ -1,0 +1,309 @@
+"""The optimizer against enumeration and against the monotone branch and bound, and what it promises besides."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hiertrain import files, scheduling, search
+from hiertrain.bounds import Boxes, Evaluator
+from hiertrain.chain import Layer
+from hiertrain.cost import iteration_s, memory_bytes
+from hiertrain.network import Link, Network
+from hiertrain.plan import Plan, Problem, check_plan
+from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.scheduling import RESOLUTION, Progress, Solution, optimize
+from hiertrain.search import Candidate, depth_grid, trees
+from hiertrain.values import InputError
+from tests.oracles import admissible_plans, branch_and_bound_optimum, enumerated_optimum
+from tests.strategies import constrained_problems, plans, problems
+
+NAMES = ("device", "edge", "cloud")
+
+
+def check_solution(problem: Problem, solution: Solution, optimum_s: float) -> None:
+    """Assert that the solution is valid, and optimal with the stated resolution."""
+    check_plan(solution.plan, problem.profile.chain)
+    assert solution.status == "optimal"
+    assert solution.objective_s == iteration_s(problem, solution.plan)
+    assert solution.bound_s <= solution.objective_s
+    assert solution.bound_s <= optimum_s * (1 + 1e-12)
+    assert optimum_s * (1 - 1e-12) <= solution.objective_s <= optimum_s * (1 + RESOLUTION)
+    for name in solution.plan.workers:
+        assert not (name in problem.excluded and solution.plan.active(name))
+        assert not (problem.samples_stay and name != problem.data_holder and solution.plan.workers[name].samples)
+        if name in problem.memory_limit_bytes and solution.plan.active(name):
+            assert memory_bytes(problem, solution.plan, name) <= problem.memory_limit_bytes[name]
+    assert problem.root in (None, solution.plan.root)
+
+
+def active(plan: Plan) -> list[str]:
+    return [name for name in plan.workers if plan.active(name)]
+
+
+@settings(max_examples=120, derandomize=True, deadline=None)
+@given(problems(workers=3, max_layers=3, max_batch=4))
+def test_three_workers_match_enumeration(problem: Problem) -> None:
+    optimum_s, fewest = enumerated_optimum(problem)
+    solution = optimize(problem)
+    check_solution(problem, solution, optimum_s)
+    assert len(active(solution.plan)) <= fewest
+
+
+@settings(max_examples=80, derandomize=True, deadline=None)
+@given(st.integers(1, 2).flatmap(lambda workers: problems(workers=workers, max_layers=6, max_batch=8)))
+def test_one_and_two_workers_match_enumeration(problem: Problem) -> None:
+    optimum_s, fewest = enumerated_optimum(problem)
+    solution = optimize(problem)
+    check_solution(problem, solution, optimum_s)
+    assert len(active(solution.plan)) <= fewest
+
+
+@settings(max_examples=3, derandomize=True, deadline=None)
+@given(problems(workers=4, max_layers=2, max_batch=3))
+def test_four_workers_match_enumeration(problem: Problem) -> None:
+    check_solution(problem, optimize(problem), enumerated_optimum(problem)[0])
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(problems(workers=3, max_layers=3, max_batch=4))
+def test_star_matches_enumeration_and_is_no_better_than_tree(problem: Problem) -> None:
+    star = optimize(problem, shape="star")
+    check_solution(problem, star, enumerated_optimum(problem, "star")[0])
+    assert {star.plan.workers[name].parent for name in active(star.plan)} <= {None, star.plan.root}
+    assert star.objective_s >= optimize(problem).objective_s * (1 - RESOLUTION)
+
+
+@settings(max_examples=80, derandomize=True, deadline=None)
+@given(constrained_problems(), st.sampled_from(["tree", "star"]))
+def test_constraints_match_enumeration(problem: Problem, shape: search.Shape) -> None:
+    optimum_s, _ = enumerated_optimum(problem, shape)
+    if optimum_s == float("inf"):
+        with pytest.raises(InputError, match="memory limit of"):
+            optimize(problem, shape=shape)
+    else:
+        check_solution(problem, optimize(problem, shape=shape), optimum_s)
+
+
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(constrained_problems(max_layers=3, max_batch=4))
+def test_models_alone_match_enumeration(problem: Problem) -> None:
+    """Without the heuristic's plans and bounds on more than single plans: the solver has to find and prove the rest."""
+    optimum_s, _ = enumerated_optimum(problem)
+    if optimum_s == float("inf"):
+        return  # the test above covers the error
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "good_plan", lambda _: None)
+        patch.setattr(search, "NARROWING_LIMIT", 1)
+        solution = optimize(problem)
+    check_solution(problem, solution, optimum_s)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.data())
+def test_bounds_equal_the_cost_of_a_plan_and_hold_for_ranges(data: st.DataObject) -> None:
+    problem = data.draw(st.integers(1, 4).flatmap(lambda workers: problems(workers=workers)))
+    tree = data.draw(st.sampled_from(trees(problem, "tree")))
+    evaluator = Evaluator(problem, tree)
+    grid = depth_grid(tree, np.arange(1, evaluator.depth + 1), evaluator.depth)
+    depths = grid[:, [data.draw(st.integers(0, grid.shape[1] - 1))]]
+    low, _ = search.sample_ranges(problem, tree)
+    cuts = sorted(data.draw(st.integers(0, problem.batch_size - int(low.sum()))) for _ in tree.workers[1:])
+    samples = (low + [b - a for a, b in pairwise([0, *cuts, problem.batch_size - int(low.sum())])])[:, np.newaxis]
+    plan = Candidate(tree, tuple(depths[:, 0].tolist()), tuple(samples[:, 0].tolist())).plan(problem)
+    time_s = evaluator.bounds_s(Boxes(depths, samples, samples))[0]
+    assert time_s == pytest.approx(iteration_s(problem, plan), rel=1e-9, abs=1e-15)
+    margin = np.array([[data.draw(st.integers(0, 3))] for _ in tree.workers])
+    wider = Boxes(depths, np.maximum(samples - margin, 0), samples + margin)
+    assert evaluator.bounds_s(wider)[0] <= time_s * (1 + 1e-12)
+
+
+def large_problem(layers: int, batch_size: int, cloud_mbps: float, seed: int) -> Problem:
+    """A convolutional net's proportions: times fall and parameters rise along the chain. Speeds are as 20 : 5 : 2."""
+    random = np.random.default_rng(seed)
+    position = np.arange(1, layers + 1) / layers
+    base_s = 4e-4 * (1.2 - position) * random.uniform(0.5, 1.5, layers)
+    fixed_s = 1e-4 * random.uniform(0.5, 1.5, layers)
+    sizes = [
+        Layer(
+            name=f"layer{i}",
+            output_bytes=0 if i == layers else int(40_000 * (1 - i / (layers + 1)) ** 2) + 40,
+            parameter_bytes=int(300_000 * position[i - 1] ** 3),
+        )
+        for i in range(1, layers + 1)
+    ]
+
+    def worker(factor: float) -> WorkerProfile:
+        return WorkerProfile(
+            layers=tuple(
+                LayerTimes(
+                    forward=LayerCost(fixed_s=factor * fixed, per_sample_s=factor * each),
+                    backward=LayerCost(fixed_s=factor * fixed, per_sample_s=2 * factor * each),
+                    update_s=factor * 1e-5,
+                )
+                for fixed, each in zip(fixed_s.tolist(), base_s.tolist(), strict=True)
+            )
+        )
+
+    rates = {("device", "edge"): 30.0, ("edge", "cloud"): cloud_mbps, ("device", "cloud"): cloud_mbps}
+    links = [
+        Link(source=source, target=target, bandwidth_mbps=rates.get((source, target), rate), latency_ms=5.0)
+        for (a, b), rate in rates.items()
+        for source, target in ((a, b), (b, a))
+    ]
+    return Problem(
+        profile=Profile(
+            model="large",
+            sample_bytes=3072,
+            layers=tuple(sizes),
+            workers={"device": worker(4.0), "edge": worker(1.0), "cloud": worker(0.4)},
+        ),
+        network=Network(links=tuple(links)),
+        batch_size=batch_size,
+        data_holder="device",
+    )
+
+
+@pytest.mark.parametrize(("layers", "batch_size"), [(10, 32), (13, 128), (8, 512), (20, 64)])
+@pytest.mark.parametrize("cloud_mbps", [2.0, 20.0])
+def test_large_problems_match_branch_and_bound(layers: int, batch_size: int, cloud_mbps: float) -> None:
+    problem = large_problem(layers, batch_size, cloud_mbps, seed=layers)
+    check_solution(problem, optimize(problem), branch_and_bound_optimum(problem))
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(problems(workers=3, max_layers=3, max_batch=4))
+def test_both_oracles_agree(problem: Problem) -> None:
+    assert branch_and_bound_optimum(problem) == pytest.approx(enumerated_optimum(problem)[0], rel=1e-9, abs=1e-15)
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(st.data())
+def test_no_plan_is_below_the_bound(data: st.DataObject) -> None:
+    problem = data.draw(problems(workers=4, max_layers=5, max_batch=16))
+    bound_s = optimize(problem, time_limit_s=1e-3).bound_s
+    for _ in range(5):
+        plan = data.draw(
+            plans(
+                names=problem.workers,
+                depth=len(problem.profile.layers),
+                batch_size=problem.batch_size,
+                data_holder=problem.data_holder,
+            )
+        )
+        assert iteration_s(problem, plan) >= bound_s * (1 - 1e-12)
+
+
+def test_same_seed_gives_the_same_plan() -> None:
+    problem = large_problem(10, 64, 20.0, seed=1)
+    first, second = optimize(problem, seed=3), optimize(problem, seed=3)
+    assert first.model_dump(exclude={"solve_s"}) == second.model_dump(exclude={"solve_s"})
+
+
+def equal_workers(problem: Problem, **scales: float) -> Problem:
+    workers = {name: problem.profile.worker("edge").scaled(scales.get(name, 1.0)) for name in NAMES}
+    return replace(problem, profile=problem.profile.model_copy(update={"workers": workers}))
+
+
+def test_ties_go_to_the_fewest_workers_and_then_to_the_first() -> None:
+    problem = equal_workers(large_problem(6, 8, 20.0, seed=1), device=1e-12, edge=1e-12, cloud=1e-12)
+    assert active(optimize(problem).plan) == ["device"]
+    nothing = LayerCost(fixed_s=0.0, per_sample_s=0.0)
+    idle = WorkerProfile(layers=(LayerTimes(forward=nothing, backward=nothing, update_s=0.0),) * 6)
+    costless = problem.profile.model_copy(update={"workers": dict.fromkeys(NAMES, idle)})
+    solution = optimize(replace(problem, profile=costless))
+    assert (solution.objective_s, solution.bound_s, solution.status) == (0.0, 0.0, "optimal")
+    assert active(solution.plan) == ["device"]
+
+
+def test_equal_stars_are_ranked_by_the_order_of_the_workers() -> None:
+    problem = equal_workers(large_problem(6, 32, 30.0, seed=1), device=100.0)
+    solution = optimize(replace(problem, excluded=frozenset({"device"})))
+    assert solution.plan.root == "edge"
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e-9, 1e9, 1e180])
+def test_scale_of_time_does_not_matter(factor: float) -> None:
+    problem = large_problem(5, 16, 20.0, seed=2)
+    workers = {name: problem.profile.worker(name).scaled(factor) for name in NAMES}
+    scaled = replace(problem, profile=problem.profile.model_copy(update={"workers": workers}))
+    check_solution(scaled, optimize(scaled), branch_and_bound_optimum(scaled))
+
+
+def test_huge_ratios_between_workers() -> None:
+    problem = large_problem(5, 16, 20.0, seed=2)
+    for factors in ((1e-30, 1.0, 1e30), (1e30, 1e-30, 1.0), (1.0, 1e150, 1e-150)):
+        scales = dict(zip(NAMES, factors, strict=True))
+        workers = {name: problem.profile.worker(name).scaled(scales[name]) for name in NAMES}
+        scaled = replace(problem, profile=problem.profile.model_copy(update={"workers": workers}))
+        check_solution(scaled, optimize(scaled), branch_and_bound_optimum(scaled))
+
+
+def test_time_limit_gives_a_feasible_plan_and_a_valid_bound() -> None:
+    problem = large_problem(20, 256, 20.0, seed=3)
+    hurried, proven = optimize(problem, time_limit_s=1e-3), optimize(problem)
+    assert hurried.status == "feasible"
+    assert hurried.bound_s <= proven.objective_s <= hurried.objective_s * (1 + RESOLUTION)
+
+
+@pytest.mark.parametrize("limit_s", [0.0, -1.0, float("inf"), float("nan")])
+def test_time_limit_must_be_positive_and_finite(limit_s: float) -> None:
+    with pytest.raises(InputError, match=r"optimize: time_limit_s: .*got"):
+        optimize(large_problem(3, 4, 20.0, seed=1), time_limit_s=limit_s)
+
+
+def test_clash_names_the_constraints() -> None:
+    profile = large_problem(3, 4, 20.0, seed=1).profile
+    layers = tuple(layer.model_copy(update={"activation_bytes": 1000}) for layer in profile.layers)
+    problem = replace(
+        large_problem(3, 4, 20.0, seed=1),
+        profile=profile.model_copy(update={"layers": layers}),
+        root="edge",
+        samples_stay=True,
+        memory_limit_bytes={"edge": 10, "cloud": 10**9},
+    )
+    with pytest.raises(InputError) as error:
+        optimize(problem)
+    text = str(error.value)
+    for part in ("memory limit of 'edge' (10 bytes)", "root 'edge'", "raw samples stay on 'device'"):
+        assert part in text
+    assert text.endswith("a plan exists without any one of: memory limit of 'edge' (10 bytes); root 'edge'")
+
+
+def test_excluded_data_holder_still_sends() -> None:
+    problem = replace(large_problem(6, 32, 20.0, seed=4), excluded=frozenset({"device"}))
+    solution = optimize(problem)
+    assert solution.plan.data_holder == "device"
+    check_solution(problem, solution, min(iteration_s(problem, plan) for plan in admissible_plans(problem, "tree")))
+
+
+def test_progress_is_reported_per_tree() -> None:
+    seen: list[Progress] = []
+    solution = optimize(large_problem(5, 16, 20.0, seed=2), progress=seen.append)
+    assert [progress.trees_done for progress in seen] == list(range(1, 19))
+    assert {progress.trees for progress in seen} == {18}
+    assert seen[-1].best_s <= solution.objective_s <= seen[-1].best_s * (1 + RESOLUTION)
+
+
+def test_solution_survives_its_file(tmp_path: Path) -> None:
+    problem = replace(large_problem(4, 8, 20.0, seed=1), samples_stay=True)
+    solution = optimize(problem, shape="star", seed=5, time_limit_s=7.0)
+    files.save(solution, tmp_path / "solution.json")
+    assert files.load(Solution, tmp_path / "solution.json") == solution
+    assert (solution.settings.shape, solution.settings.seed, solution.settings.samples_stay) == ("star", 5, True)
+
+
+def test_a_bound_above_the_objective_is_refused() -> None:
+    content = optimize(large_problem(4, 8, 20.0, seed=1)).model_dump(mode="json")
+    with pytest.raises(InputError, match="above objective_s"):
+        files.parse(Solution, content | {"bound_s": 2 * content["objective_s"]}, "solution.json")
+
+
+def test_presolve_stays_as_far_off_as_it_must() -> None:
+    """CP-SAT 9.15 returns wrong answers otherwise: google/or-tools issue 5293."""
+    parameters = scheduling._new_solver(seed=1, attempt=0, seconds=1.0).parameters
+    assert (parameters.presolve_inclusion_work_limit, parameters.num_workers) == (0, 1)
