@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def small_models() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, int, i
         "resnet18": (lambda: models.resnet18(num_classes=CLASSES), (3, 64, 64)),
         "mobilenet_v2": (lambda: models.mobilenet_v2(num_classes=CLASSES), (3, 64, 64)),
         "mobilenet_v3": (lambda: models.mobilenet_v3_small(num_classes=CLASSES), (3, 64, 64)),
-        "densenet121": (lambda: models.densenet121(num_classes=CLASSES), (3, 64, 64)),
+        "densenet": (lambda: models.DenseNet(8, (3, 3), 16, num_classes=CLASSES), (3, 32, 32)),
         "squeezenet1_1": (lambda: models.squeezenet1_1(num_classes=CLASSES), (3, 64, 64)),
         "shufflenet": (lambda: models.shufflenet_v2_x0_5(num_classes=CLASSES), (3, 64, 64)),
         "googlenet": (
@@ -41,6 +41,15 @@ def small_models() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, int, i
             (3, 32, 32),
         ),
     }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Many small operations: a second thread gains nothing here, and waits for a core on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def samples_of(shape: tuple[int, int, int], samples: int = 4) -> Tensor:

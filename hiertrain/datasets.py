@@ -1,0 +1,241 @@
+"""Labelled images of 32x32 pixels in memory, and the order in which training takes them.
+
+Samples are uint8 [n, C, 32, 32] with values 0..255, labels int64 [n] with values 0..classes-1. The order depends on
+seed and epoch alone, so that every plan trains on the same mini-batches.
+"""
+
+import difflib
+import gzip
+import hashlib
+import http.client
+import math
+import socket
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional
+
+from hiertrain import paths
+from hiertrain.torchvision_ops import torchvision
+from hiertrain.values import InputError
+
+CIFAR10 = torchvision.datasets.CIFAR10
+FASHION_MNIST = torchvision.datasets.FashionMNIST
+FASHION_MNIST_FOLDER = Path("FashionMNIST", "raw")  # in the data folder, as torchvision lays it out
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+DOWNLOAD_TIMEOUT_S = 10.0  # without an answer; a slow download may take longer
+SIDE = 32
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, split into training and test samples."""
+
+    name: str
+    classes: int
+    train_samples: Tensor  # uint8 [n, C, 32, 32]
+    train_labels: Tensor  # int64 [n]
+    test_samples: Tensor
+    test_labels: Tensor
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            _check_part(f"{self.name}, {part}", getattr(self, f"{part}_samples"), getattr(self, f"{part}_labels"), self)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        return (self.train_samples.shape[1], SIDE, SIDE)
+
+
+def _check_part(name: str, samples: Tensor, labels: Tensor, dataset: Dataset) -> None:
+    """Raise InputError unless samples and labels belong together."""
+    if samples.dtype != torch.uint8 or samples.ndim != 4 or samples.shape[2:] != (SIDE, SIDE):
+        raise InputError(f"{name}: samples must be uint8 [n, C, 32, 32]; got {samples.dtype} {list(samples.shape)}")
+    if labels.dtype != torch.int64 or labels.shape != samples.shape[:1]:
+        raise InputError(
+            f"{name}: labels must be int64 [n], one for each of the {len(samples)} samples; "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= dataset.classes:
+        raise InputError(f"{name}: labels must be in 0..{dataset.classes - 1} and there must be at least one")
+
+
+def load_dataset(name: str, folder: Path = paths.DATA) -> Dataset:
+    """A data set by its name: ``cifar10``, ``fashion-mnist``, ``digits`` or ``synthetic``.
+
+    The first two are read from files: those in ``folder``, or downloaded into it. Raises InputError for an unknown
+    name and, with the ways to get one, for a data set that cannot be had.
+    """
+    if name not in LOADERS:
+        near = difflib.get_close_matches(name, LOADERS)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"data set {name!r} is unknown; {hint}known are {', '.join(LOADERS)}")
+    return LOADERS[name](folder)
+
+
+def sample_order(samples: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch: a permutation of 0..samples-1, int64 [samples], that depends on seed and epoch alone."""
+    return _order(samples, seed, epoch).clone()
+
+
+def batch_indices(samples: int, batch_size: int, seed: int, iteration: int) -> Tensor:
+    """The samples of a mini-batch, int64 [batch_size]. Iterations count from 0 and run on through the epochs."""
+    epoch, place = divmod(iteration, iterations_per_epoch(samples, batch_size))
+    return _order(samples, seed, epoch)[place * batch_size : (place + 1) * batch_size].clone()
+
+
+def iterations_per_epoch(samples: int, batch_size: int) -> int:
+    """Whole mini-batches in an epoch; the samples that are left over come in another epoch's order."""
+    if not 1 <= batch_size <= samples:
+        raise InputError(f"batch size must be between 1 and the number of samples, {samples}; got {batch_size}")
+    return samples // batch_size
+
+
+@lru_cache(maxsize=2)
+def _order(samples: int, seed: int, epoch: int) -> Tensor:
+    for name, value in (("seed", seed), ("epoch", epoch)):
+        if value < 0:
+            raise InputError(f"{name} must be at least 0; got {value}")
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(samples))
+
+
+def _load_cifar10(folder: Path) -> Dataset:
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 and 10,000 colour images. Checksums are verified at every reading."""
+    try:
+        return _read_cifar10(folder)
+    except RuntimeError:  # torchvision's word for absent or corrupted
+        _download(CIFAR10, folder, f"{CIFAR10.filename}, or what it contains, in {folder}")
+    return _read_cifar10(folder)
+
+
+def _read_cifar10(folder: Path) -> Dataset:
+    parts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the files were pickled by a numpy whose types are deprecated today
+        for train in (True, False):
+            part = CIFAR10(folder, train=train)
+            parts += [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)]
+    return Dataset("cifar10", 10, *parts)
+
+
+def _load_fashion_mnist(folder: Path) -> Dataset:
+    """Fashion-MNIST (Xiao et al., 2017): 60,000 and 10,000 grey images of 28x28, padded with black to 32x32."""
+    names = [name for name, _ in FASHION_MNIST.resources]
+    own = folder / FASHION_MNIST_FOLDER
+    for source in (own, DEBIAN_FASHION_MNIST):
+        if all((source / name).is_file() for name in names):
+            return _read_fashion_mnist(source)
+    _download(FASHION_MNIST, folder, f"{', '.join(names)} in {own}, or Debian's package dataset-fashion-mnist")
+    return _read_fashion_mnist(own)
+
+
+def _read_fashion_mnist(source: Path) -> Dataset:
+    parts = []
+    for part in ("train", "t10k"):
+        images = read_idx(source / f"{part}-images-idx3-ubyte.gz", dimensions=3)
+        if images.shape[1:] != (28, 28):
+            raise InputError(
+                f"{source / part}-images-idx3-ubyte.gz: images must be 28x28; got {list(images.shape[1:])}"
+            )
+        labels = read_idx(source / f"{part}-labels-idx1-ubyte.gz", dimensions=1)
+        parts += [functional.pad(images.unsqueeze(1), (2, 2, 2, 2)), labels.long()]
+    return Dataset("fashion-mnist", 10, *parts)
+
+
+def read_idx(path: Path, dimensions: int) -> Tensor:
+    """A gzipped idx file of bytes as a uint8 tensor: two zeros, type 8, dimensions, each size big-endian, data."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a whole gzip file: {error}") from error
+    start = 4 + 4 * dimensions
+    if len(content) < start or content[:4] != bytes([0, 0, 8, dimensions]):
+        raise InputError(
+            f"{path}: not an idx file of bytes with {dimensions} dimensions; it starts {content[:4].hex()}"
+        )
+    shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    if len(content) - start != math.prod(shape):
+        raise InputError(f"{path}: {len(content) - start} bytes of data do not fill the shape {shape}")
+    return torch.tensor(np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape))
+
+
+def _download(kind: type[CIFAR10] | type[FASHION_MNIST], folder: Path, by_hand: str) -> None:
+    """Let torchvision download a data set and verify its checksums; files appear in ``folder`` whole or not at all."""
+    timeout_s = socket.getdefaulttimeout()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as partial, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tarfile, about the archive's trust; its checksum is verified
+            if kind is CIFAR10:
+                _reuse_archive(folder / CIFAR10.filename, Path(partial))
+            kind(partial, download=True)
+            _move_files(Path(partial), folder)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise InputError(
+            f"data set {kind.__name__} cannot be had: the download failed ({reason[0]}). "
+            f"Either let torchvision download it into {folder} on a machine with internet access; "
+            f"or put it there by hand: {by_hand}; or use the data set 'digits', which needs no network"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout_s)
+
+
+def _reuse_archive(archive: Path, partial: Path) -> None:
+    """Give torchvision an archive that was put into the data folder by hand, when its checksum is right."""
+    if not archive.is_file():
+        return
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found == CIFAR10.tgz_md5:
+        (partial / archive.name).symlink_to(archive.resolve())
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for path in source.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+
+
+def _load_digits(_folder: Path) -> Dataset:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, each pixel 4x4 times; a fixed fifth are for testing."""
+    pixels, digits = load_digits(return_X_y=True)
+    grey = torch.from_numpy(np.rint(np.asarray(pixels) * (255 / 16)).astype(np.uint8)).reshape(-1, 8, 8)
+    samples = grey.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2).unsqueeze(1)
+    labels = torch.from_numpy(np.asarray(digits)).long()
+    order = sample_order(len(labels), seed=0, epoch=0)
+    test, train = order[: len(labels) // 5], order[len(labels) // 5 :]
+    return Dataset("digits", 10, samples[train], labels[train], samples[test], labels[test])
+
+
+def _load_synthetic(_folder: Path) -> Dataset:
+    """Random images of CIFAR-10's shape with random labels, always the same: to time training, not to learn from."""
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for samples in (4096, 1024):
+        parts += [
+            torch.randint(256, (samples, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator),
+            torch.randint(10, (samples,), generator=generator),
+        ]
+    return Dataset("synthetic", 10, *parts)
+
+
+LOADERS: dict[str, Callable[[Path], Dataset]] = {
+    "cifar10": _load_cifar10,
+    "fashion-mnist": _load_fashion_mnist,
+    "digits": _load_digits,
+    "synthetic": _load_synthetic,
+}

@@ -1,0 +1,236 @@
+"""The models that are trained, each as a chain of layers with sizes and modules (paper, profiling stage).
+
+LeNet-5, an AlexNet for 32x32 images, every classifier of torchvision, and any other module through
+``chain_from_module``. Sizes are in bytes. Layer i of the chain is ``layers[i - 1]``; the chain's last layer is the
+loss, which is ``summed_loss`` divided by the number of samples in the whole mini-batch.
+"""
+
+import difflib
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+from torch.nn import functional
+
+from hiertrain.chain import Chain, Layer
+from hiertrain.torchvision_ops import torchvision
+from hiertrain.tracing import PROBE_BATCHES, cut
+from hiertrain.values import InputError
+
+
+class ChainModel(nn.Module):
+    """A model as modules in a row. Raw samples are uint8 [n, C, H, W], or float32 with the same values 0..255."""
+
+    def __init__(
+        self, chain: Chain, layers: Sequence[nn.Module], output_shapes: Sequence[tuple[int, ...]], sample_shape: tuple
+    ) -> None:
+        super().__init__()
+        self.chain = chain
+        self.layers = nn.ModuleList(layers)  # N - 1 modules: all but the loss
+        self.output_shapes = tuple(output_shapes)  # per sample, of layers 1..N-1
+        self.sample_shape: tuple[int, int, int] = sample_shape
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Logits float32 [n, classes] of raw samples [n, C, H, W]."""
+        return self.run(samples, 1, len(self.layers))
+
+    def run(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Layers first..last (1-based, inclusive, last < N) applied to the output of layer first - 1."""
+        for number in range(first, last + 1):
+            x = self.layers[number - 1](x)
+        return x
+
+
+def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy summed over the samples, a scalar, from logits [n, classes] and labels int64 [n].
+
+    The sum, not the mean: divided by the whole mini-batch's size, the losses of all workers' shares add up.
+    """
+    return functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def model_names() -> tuple[str, ...]:
+    """The names that ``build_model`` knows."""
+    return (*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models))
+
+
+def build_model(
+    name: str,
+    sample_shape: tuple[int, int, int] | None = None,
+    classes: int = 10,
+    seed: int = 0,
+    options: Mapping[str, float] = MappingProxyType({}),
+) -> ChainModel:
+    """A model with random weights, which depend on the seed alone; the global random stream is left as it was.
+
+    ``sample_shape`` (C, H, W) is 3x32x32 for LeNet-5 and the AlexNet for 32x32 images, and 3x224x224 for torchvision's
+    models, unless given. ``options`` are further arguments of a torchvision model: ``{"dropout": 0.0}`` makes some
+    exact. Raises InputError for an unknown name, for a shape or an option that the model does not take.
+    """
+    if name not in model_names():
+        near = difflib.get_close_matches(name, model_names(), n=5)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise InputError(
+            f"model {name!r} is unknown; {hint}hiertrain.models.model_names() lists all {len(model_names())}"
+        )
+    own = name in OWN_MODELS
+    if own and options:
+        raise InputError(f"model {name!r}: options {dict(options)}: it takes none")
+    shape = sample_shape or ((3, 32, 32) if own else (3, 224, 224))
+    _check_sizes(name, shape, classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module = OWN_MODELS[name](shape[0], classes) if own else _torchvision_model(name, classes, options)
+    return chain_from_module(module, name, shape, classes)
+
+
+def chain_from_module(module: nn.Module, name: str, sample_shape: tuple[int, int, int], classes: int) -> ChainModel:
+    """Any classifier as a chain, cut wherever exactly one tensor leads from what is before to what is after.
+
+    The module takes float32 [n, C, H, W] with values 0..1 and gives logits float32 [n, classes]. The chain takes it
+    over: parameters are shared, and its in-place operations are made out of place. What its forward functions do in
+    training mode only, such as auxiliary heads, is left out; modules like Dropout are not affected by that.
+    Raises InputError with the reason when the module cannot be cut.
+    """
+    _check_sizes(name, sample_shape, classes)
+    try:
+        segments = cut(module, sample_shape, classes)
+        modules = [segment.module for segment in segments]
+        small, large = (_trace_sizes(modules, (samples, *sample_shape)) for samples in PROBE_BATCHES)
+    except InputError as error:
+        raise InputError(f"model {name!r} cannot be made a chain: {error}") from error
+    kept = [more - less for (_, less), (_, more) in zip(small, large, strict=True)]
+    shapes = [shape[1:] for shape, _ in small[:-1]]
+    layers = [
+        Layer(
+            name=segment.name,
+            output_bytes=4 * math.prod(shape),
+            parameter_bytes=sum(parameter.nbytes for parameter in segment.module.parameters()),
+            activation_bytes=size,
+        )
+        for segment, shape, size in zip(segments, shapes, kept[:-1], strict=True)
+    ]
+    chain = Chain(
+        model=name,
+        sample_bytes=math.prod(sample_shape),
+        layers=(*layers, Layer(name="loss", output_bytes=0, parameter_bytes=0, activation_bytes=kept[-1])),
+        inexact_layers=tuple(f"{segment.name}: {cause}" for segment in segments for cause in segment.inexact),
+    )
+    return ChainModel(chain, modules, shapes, sample_shape)
+
+
+def _check_sizes(name: str, sample_shape: tuple[int, ...], classes: int) -> None:
+    if len(sample_shape) != 3 or min(sample_shape) < 1:
+        raise InputError(
+            f"model {name!r}: sample_shape must be (channels, height, width), all >= 1; got {sample_shape}"
+        )
+    if classes < 1:
+        raise InputError(f"model {name!r}: classes must be at least 1; got {classes}")
+
+
+def _trace_sizes(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], int]]:
+    """Output shape, and bytes kept for backward, of each layer and the loss for raw samples of shape [n, C, H, W].
+
+    A storage that several layers keep counts at the first of them, so that the bytes of layers 1..m add up to what
+    a worker of depth m keeps. Parameters and buffers do not count. Nothing is computed: the tensors are fake.
+    """
+    kept: list[Tensor] = []  # holds the storages, so that no two of them have the same address
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    sizes = []
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        # Handed to the layers in place of their own state, which a BatchNorm would otherwise change.
+        states: list[dict[str, Tensor]] = [
+            {name: mode.from_tensor(tensor) for name, tensor in _state(layer)} for layer in layers
+        ]
+        counted = {tensor.untyped_storage()._cdata for state in states for tensor in state.values()}
+        labels = torch.zeros(shape[0], dtype=torch.int64)
+        x = torch.zeros(shape, dtype=torch.uint8)
+        steps = [partial(functional_call, layer, state) for layer, state in zip(layers, states, strict=True)]
+        for step in (*steps, lambda logits: summed_loss(logits, labels)):
+            start = len(kept)
+            with saved_tensors_hooks(keep, lambda tensor: tensor):
+                x = step(x)
+            storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept[start:]}
+            sizes.append((tuple(x.shape), sum(size for key, size in storages.items() if key not in counted)))
+            counted |= storages.keys()
+    return sizes
+
+
+def _state(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from layer.named_parameters()
+    yield from layer.named_buffers()
+
+
+def _torchvision_model(name: str, classes: int, options: Mapping[str, float]) -> nn.Module:
+    with warnings.catch_warnings():
+        # GoogLeNet and Inception announce that their initialisation may change; the versions are pinned.
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+        except TypeError as error:
+            raise InputError(f"model {name!r}: options {dict(options)}: {error}") from None
+
+
+def _lenet5(channels: int, classes: int) -> nn.Module:
+    """LeNet-5 (LeCun et al., 1998) for 32x32 images, with ReLU and maximum pooling as is usual today."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 6, kernel_size=5),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(6, 16, kernel_size=5),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(16 * 5 * 5, 120),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(120, 84),
+            relu4=nn.ReLU(),
+            fc3=nn.Linear(84, classes),
+        )
+    )
+
+
+def _alexnet_cifar(channels: int, classes: int) -> nn.Module:
+    """AlexNet for 32x32 images: torchvision's with smaller kernels, sized as in icpm/pytorch-cifar10.
+
+    Without its Dropout, so that hybrid training equals training on one machine.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 64, kernel_size=3, stride=2, padding=1),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(64, 192, kernel_size=3, padding=1),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            conv3=nn.Conv2d(192, 384, kernel_size=3, padding=1),
+            relu3=nn.ReLU(),
+            conv4=nn.Conv2d(384, 256, kernel_size=3, padding=1),
+            relu4=nn.ReLU(),
+            conv5=nn.Conv2d(256, 256, kernel_size=3, padding=1),
+            relu5=nn.ReLU(),
+            pool3=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(256 * 2 * 2, 4096),
+            relu6=nn.ReLU(),
+            fc2=nn.Linear(4096, 4096),
+            relu7=nn.ReLU(),
+            fc3=nn.Linear(4096, classes),
+        )
+    )
+
+
+OWN_MODELS: dict[str, Callable[[int, int], nn.Module]] = {"lenet5": _lenet5, "alexnet-cifar": _alexnet_cifar}
