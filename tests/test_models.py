@@ -25,7 +25,7 @@ def small_models() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, int, i
         "resnet18": (lambda: models.resnet18(num_classes=CLASSES), (3, 64, 64)),
         "mobilenet_v2": (lambda: models.mobilenet_v2(num_classes=CLASSES), (3, 64, 64)),
         "mobilenet_v3": (lambda: models.mobilenet_v3_small(num_classes=CLASSES), (3, 64, 64)),
-        "densenet": (lambda: models.DenseNet(8, (3, 3), 16, num_classes=CLASSES), (3, 32, 32)),
+        "densenet": (lambda: models.DenseNet(8, (3, 2, 2, 1), 16, num_classes=CLASSES), (3, 64, 64)),
         "squeezenet1_1": (lambda: models.squeezenet1_1(num_classes=CLASSES), (3, 64, 64)),
         "shufflenet": (lambda: models.shufflenet_v2_x0_5(num_classes=CLASSES), (3, 64, 64)),
         "googlenet": (
