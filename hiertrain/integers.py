@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hiertrain.bounds import Floats, Integers, Tree
+from hiertrain.bounds import LONGEST_S, Floats, Integers, Tree
 from hiertrain.plan import Problem
 
 # Times that differ by a smaller share than this are the same to the solver.
@@ -72,8 +72,8 @@ def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -
     def messages(pairs: list[tuple[str, str]], sizes: Floats) -> tuple[Integers, Integers]:
         """Latency where there is something to send, and transmission; both (pairs, sizes)."""
         links = [None if source == target else problem.network.link(source, target) for source, target in pairs]
-        latency_s = np.array([[link.latency_s if link else 0.0] for link in links])
-        byte_s = np.array([[link.transmission_s(1) if link else 0.0] for link in links])
+        latency_s = np.array([[min(link.latency_s, LONGEST_S) if link else 0.0] for link in links])
+        byte_s = np.array([[min(link.transmission_s(1), LONGEST_S) if link else 0.0] for link in links])
         return whole(latency_s * (sizes > 0)), whole(byte_s * sizes)
 
     def total(pairs: list[tuple[str, str]], sizes: Floats) -> Integers:

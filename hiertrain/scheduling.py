@@ -9,61 +9,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 from ortools.sat.python import cp_model
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from hiertrain.bounds import Evaluator, Floats, Integers, Tree
-from hiertrain.cost import iteration_s
+from hiertrain.bounds import Integers, Tree
+from hiertrain.files import parse
 from hiertrain.integers import TIE, IntegerCosts, integer_costs
-from hiertrain.plan import Execution, Plan, Problem
-from hiertrain.search import Candidate, Shape, depth_grid, good_plan, root_boxes, sample_ranges, trees
-from hiertrain.values import InputError, Value
+from hiertrain.plan import Problem
+from hiertrain.search import Candidate, Searched, sample_ranges, survey, trees
+from hiertrain.solution import Progress, Settings, Shape, Solution
+from hiertrain.values import InputError
 
 # "optimal" means that no admissible plan is faster by more than this share of the plan's time. Plans whose times
-# differ by less count as equal, and the one with the fewest active workers is returned.
+# differ by less than half of it count as equal, and the one with the fewest active workers is returned.
 RESOLUTION = 2 * TIE
 # Deterministic seconds of the first attempt at a tree; each further one has twice as many, and another seed.
 FIRST_SLICE = 4.0
-# Trees with more combinations of depths than this are not narrowed by bounds.
-NARROWING_LIMIT = 100_000
-
-
-class Settings(Value):
-    """What produced a solution, besides profile, network, batch size and data holder."""
-
-    shape: Shape
-    seed: int
-    time_limit_s: PositiveFloat
-    execution: Execution
-    excluded: tuple[str, ...]
-    root: str | None
-    samples_stay: bool
-    memory_limit_bytes: dict[str, PositiveInt]
-    ortools_version: str
-
-
-class Solution(Value):
-    """A plan and how good it is: the content of ``solution.json``."""
-
-    plan: Plan
-    objective_s: NonNegativeFloat  # the plan's time, from the cost model
-    bound_s: NonNegativeFloat  # no admissible plan is faster
-    status: Literal["optimal", "feasible"]  # feasible: the time limit came before the proof
-    solve_s: NonNegativeFloat
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the search is."""
-
-    trees_done: int
-    trees: int
-    best_s: float
-    elapsed_s: float
 
 
 @dataclass(frozen=True)
@@ -264,24 +227,12 @@ def _new_solver(seed: int, attempt: int, seconds: float) -> cp_model.CpSolver:
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1  # deterministic, and faster than two
     solver.parameters.random_seed = (seed + attempt) % 2**31
-    solver.parameters.linearization_level = 2 if attempt % 2 == 0 else 1
+    solver.parameters.linearization_level = 2  # at level 1 the proofs take more than ten times as long
     # CP-SAT 9.15's presolve returns wrong answers otherwise: google/or-tools issue 5293.
     solver.parameters.presolve_inclusion_work_limit = 0
     solver.parameters.max_deterministic_time = FIRST_SLICE * 2 ** min(attempt, 6)
     solver.parameters.max_time_in_seconds = seconds
     return solver
-
-
-@dataclass
-class _Known:
-    """One tree's state: the bounds on its plans, and its best plan so far."""
-
-    tree: Tree
-    depths: Integers  # (k, P): all combinations of depths, or one column of zeros where they are too many
-    bounds_s: Floats  # (P,): on all plans with those depths
-    bound_s: float  # on all plans of the tree
-    time_s: float = float("inf")
-    plan: Plan | None = None
 
 
 def optimize(
@@ -295,126 +246,100 @@ def optimize(
     """The plan with the least predicted time of an iteration, and the proof of it.
 
     ``shape="star"`` admits the paper's plans only: every active worker but the root is a child of the root. Plans
-    whose times are equal up to RESOLUTION are ranked by the number of active workers, then by the set of workers, the
-    root and the parents in the profile's order. The same problem, shape and seed give the same plan, unless the time
-    limit ends the search. Raises InputError for a time limit that is not positive, and when no plan is admissible.
+    whose times are equal are ranked by the number of active workers, then by the set of workers, the root and the
+    parents, in the profile's order of the workers. The same problem, shape and seed give the same plan, unless the
+    time limit ends the search. Raises InputError when the time limit is not positive or no plan is admissible.
     """
     started = time.monotonic()
-    if not time_limit_s > 0:
-        raise InputError(f"time limit {time_limit_s} s: must be positive")
+    settings = _settings(problem, shape, seed, time_limit_s)
     deadline = started + time_limit_s
     search = _survey(problem, shape, deadline)
-    if not np.isfinite(_best_s(search)):
-        _add_first_plan(problem, shape, search)
-    for done, known in enumerate(sorted(search, key=lambda known: known.time_s), start=1):
-        _prove(problem, search, known, seed, deadline)
+    for done, searched in enumerate(sorted(search, key=lambda searched: searched.time_s), start=1):
+        _prove(problem, search, searched, seed, deadline)
         if progress is not None:
             progress(Progress(done, len(search), _best_s(search), time.monotonic() - started))
     chosen = _chosen(search)
     assert chosen.plan is not None
-    bound_s = min(chosen.time_s, *(known.bound_s for known in search))
+    bound_s = min(chosen.time_s, *(searched.bound_s for searched in search))
     return Solution(
         plan=chosen.plan,
         objective_s=chosen.time_s,
         bound_s=bound_s,
         status="optimal" if bound_s >= chosen.time_s * (1 - RESOLUTION) else "feasible",
         solve_s=time.monotonic() - started,
-        settings=_settings(problem, shape, seed, time_limit_s),
+        settings=settings,
     )
 
 
 def _settings(problem: Problem, shape: Shape, seed: int, time_limit_s: float) -> Settings:
-    return Settings(
-        shape=shape,
-        seed=seed,
-        time_limit_s=time_limit_s,
-        execution=problem.execution,
-        excluded=tuple(sorted(problem.excluded)),
-        root=problem.root,
-        samples_stay=problem.samples_stay,
-        memory_limit_bytes=dict(problem.memory_limit_bytes),
-        ortools_version=version("ortools"),
-    )
+    """The settings, validated. Raises InputError."""
+    content = {
+        "shape": shape,
+        "seed": seed,
+        "time_limit_s": time_limit_s,
+        "execution": problem.execution,
+        "excluded": tuple(sorted(problem.excluded)),
+        "root": problem.root,
+        "samples_stay": problem.samples_stay,
+        "memory_limit_bytes": dict(problem.memory_limit_bytes),
+        "ortools_version": version("ortools"),
+    }
+    return parse(Settings, content, "optimize")
 
 
-def _best_s(search: list[_Known]) -> float:
-    return min(known.time_s for known in search)
-
-
-def _chosen(search: list[_Known]) -> _Known:
-    """The first tree, in the order that settles ties, whose plan equals the best."""
-    best_s = _best_s(search)
-    return next(known for known in search if known.time_s <= best_s * (1 + TIE))
-
-
-def _survey(problem: Problem, shape: Shape, deadline: float) -> list[_Known]:
-    """Every tree with bounds and the heuristic's plan, in the order that settles ties.
+def _survey(problem: Problem, shape: Shape, deadline: float) -> list[Searched]:
+    """All trees, in the order that settles ties, and at least one plan. Raises InputError when there is none.
 
     Past the deadline, trees are left unknown once there is a plan.
     """
-    search: list[_Known] = []
+    search: list[Searched] = []
     for tree in trees(problem, shape):
-        known = _Known(tree, np.empty((len(tree.workers), 0), dtype=int), np.empty(0), 0.0)
-        if time.monotonic() < deadline or not search or not np.isfinite(_best_s(search)):
-            evaluator = Evaluator(problem, tree)
-            if evaluator.depth ** (len(tree.workers) - 1) <= NARROWING_LIMIT:
-                known.depths = depth_grid(tree, np.arange(1, evaluator.depth + 1), evaluator.depth)
-                known.bounds_s = evaluator.bounds_s(root_boxes(evaluator, known.depths))
-                known.bound_s = float(known.bounds_s.min())
-            found = good_plan(evaluator)
-            if found is not None:
-                _record(problem, known, found)
-        search.append(known)
+        late = time.monotonic() >= deadline and any(searched.plan is not None for searched in search)
+        search.append(Searched.unknown(tree) if late else survey(problem, tree))
+    if all(searched.plan is None for searched in search):
+        _add_first_plan(problem, search, shape)
     return search
 
 
-def _record(problem: Problem, known: _Known, found: Candidate) -> None:
-    """Keep a plan if it is the best of its tree; its time is the cost model's."""
-    plan = found.plan(problem)
-    time_s = iteration_s(problem, plan)
-    if time_s < known.time_s:
-        known.plan, known.time_s = plan, time_s
+def _best_s(search: list[Searched]) -> float:
+    return min(searched.time_s for searched in search)
 
 
-def _depth_ranges(problem: Problem, known: _Known, limit_s: float) -> list[tuple[int, int]]:
-    """The least and the greatest depth of each worker among the depths whose bound is within the limit."""
-    layers = problem.profile.chain.depth
-    if not known.bounds_s.size:
-        return [(layers, layers), *[(1, layers)] * (len(known.tree.workers) - 1)]
-    left = known.depths[:, known.bounds_s <= limit_s]
-    return list(zip(left.min(axis=1).tolist(), left.max(axis=1).tolist(), strict=True))
+def _chosen(search: list[Searched]) -> Searched:
+    """The first tree, in the order that settles ties, whose plan equals the best."""
+    best_s = _best_s(search)
+    return next(searched for searched in search if searched.time_s <= best_s * (1 + TIE))
 
 
-def _prove(problem: Problem, search: list[_Known], known: _Known, seed: int, deadline: float) -> None:
-    """Raise the tree's bound to the best time, and find its best plan if that is the best of all."""
-    if len(known.tree.workers) == 1:
-        return  # a single plan, whose bound is its time
+def _prove(problem: Problem, search: list[Searched], searched: Searched, seed: int, deadline: float) -> None:
+    """Raise a tree's bound to the best time of all, or find its best plan where that is better."""
     attempt = 0
-    while time.monotonic() < deadline:
+    while len(searched.tree.workers) > 1 and time.monotonic() < deadline:  # a single worker has a single plan
         best_s = _best_s(search)
-        wins_ties = search.index(known) < search.index(_chosen(search))
+        wins_ties = search.index(searched) < search.index(_chosen(search))
         limit_s = best_s if wins_ties else best_s * (1 - TIE)
-        if known.bound_s > limit_s or (not wins_ties and known.bound_s == limit_s):
+        if searched.bound_s > limit_s or (searched.bound_s == limit_s and not wins_ties):
             return
-        status = _solve(problem, known, best_s, limit_s, _new_solver(seed, attempt, deadline - time.monotonic()))
-        if status == cp_model.INFEASIBLE:
-            known.bound_s = limit_s
+        solver = _new_solver(seed, attempt, deadline - time.monotonic())
+        if _solve(problem, searched, best_s, limit_s, solver) == cp_model.INFEASIBLE:
+            searched.bound_s = limit_s
             return
         attempt += 1
 
 
 def _solve(
-    problem: Problem, known: _Known, best_s: float, limit_s: float, solver: cp_model.CpSolver
+    problem: Problem, searched: Searched, best_s: float, limit_s: float, solver: cp_model.CpSolver
 ) -> cp_model.CpSolverStatus:
-    costs = integer_costs(problem, known.tree, best_s, limit_s)
-    model, variables = _tree_model(problem, known.tree, costs, _depth_ranges(problem, known, limit_s))
+    """Search a tree for plans within the limit; record the best one found, and what is proven of all others."""
+    costs = integer_costs(problem, searched.tree, best_s, limit_s)
+    model, variables = _tree_model(problem, searched.tree, costs, searched.depth_ranges(limit_s))
     status = solver.solve(model)
     if status == cp_model.MODEL_INVALID:
-        raise AssertionError(f"the model of {known.tree} is invalid: {model.validate()}")
+        raise AssertionError(f"the model of {searched.tree} is invalid: {model.validate()}")
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        _record(problem, known, _candidate(solver, known.tree, variables))
+        searched.record(problem, _candidate(solver, searched.tree, variables))
     if status != cp_model.INFEASIBLE:
-        known.bound_s = max(known.bound_s, min(limit_s, solver.best_objective_bound * costs.unit_s))
+        searched.bound_s = max(searched.bound_s, min(limit_s, solver.best_objective_bound * costs.unit_s))
     return status
 
 
@@ -423,12 +348,12 @@ def _candidate(solver: cp_model.CpSolver, tree: Tree, variables: _Variables) -> 
     return Candidate(tree, depths, tuple(solver.value(row[0]) for row in variables.samples))
 
 
-def _add_first_plan(problem: Problem, shape: Shape, search: list[_Known]) -> None:
-    """Find any plan within the memory limits. Raises InputError when there is none."""
-    for known in search:
-        found = _any_plan(problem, known.tree)
+def _add_first_plan(problem: Problem, search: list[Searched], shape: Shape) -> None:
+    """Find any plan that keeps the memory limits. Raises InputError when there is none."""
+    for searched in search:
+        found = _any_plan(problem, searched.tree)
         if found is not None:
-            _record(problem, known, found)
+            searched.record(problem, found)
             return
     raise InputError(_clash(problem, shape))
 

@@ -7,15 +7,16 @@ samples and depths in shrinking steps. Times in seconds.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, permutations, product
-from typing import Literal
 
 import numpy as np
 
-from hiertrain.bounds import Boxes, Evaluator, Integers, Tree
+from hiertrain.bounds import Boxes, Evaluator, Floats, Integers, Tree
+from hiertrain.cost import iteration_s
 from hiertrain.plan import Assignment, Plan, Problem
+from hiertrain.solution import Shape
 
-Shape = Literal["tree", "star"]
-
+# Trees with more combinations of depths than this are not bounded.
+NARROWING_LIMIT = 100_000
 # Trees with more combinations of depths than this are searched on a coarser grid of depths.
 DEPTHS_LIMIT = 1_600
 # Own samples are first tried in this many steps, shared between the tree's edges; the best KEPT plans are improved.
@@ -95,7 +96,7 @@ def depth_grid(tree: Tree, depths: Integers, chain_depth: int) -> Integers:
     return grid
 
 
-def root_boxes(evaluator: Evaluator, depths: Integers) -> Boxes:
+def _whole_boxes(evaluator: Evaluator, depths: Integers) -> Boxes:
     """One box per column of ``depths`` that holds every split of the mini-batch."""
     low, high = sample_ranges(evaluator.problem, evaluator.tree)
     size = depths.shape[1]
@@ -120,7 +121,7 @@ def good_plan(evaluator: Evaluator) -> Candidate | None:
     return Candidate(evaluator.tree, tuple(depths[:, 0].tolist()), tuple(samples[:, 0].tolist()))
 
 
-def _times(evaluator: Evaluator, depths: Integers, samples: Integers) -> np.ndarray:
+def _times(evaluator: Evaluator, depths: Integers, samples: Integers) -> Floats:
     return evaluator.bounds_s(Boxes(depths, samples, samples))
 
 
@@ -146,9 +147,7 @@ def _coarse_splits(evaluator: Evaluator) -> Integers:
     return splits[:, inside]
 
 
-def _improve(
-    evaluator: Evaluator, depths: Integers, samples: Integers, step: int
-) -> tuple[Integers, Integers, np.ndarray]:
+def _improve(evaluator: Evaluator, depths: Integers, samples: Integers, step: int) -> tuple[Integers, Integers, Floats]:
     """The best KEPT plans among the given ones and their neighbours at ``step`` samples and one layer."""
     tree = evaluator.tree
     size = len(tree.workers)
@@ -169,3 +168,48 @@ def _improve(
     times = _times(evaluator, depths, samples)
     best = np.argsort(times, kind="stable")[:KEPT]
     return depths[:, best], samples[:, best], times[best]
+
+
+@dataclass(eq=False)
+class Searched:
+    """What is known of one tree: bounds on its plans, and its best plan so far."""
+
+    tree: Tree
+    depths: Integers  # (k, P): all combinations of depths; only the least and the greatest where they are too many
+    bounds_s: Floats  # (P,): bounds on all plans with those depths
+    bound_s: float  # on all plans of the tree
+    time_s: float = float("inf")
+    plan: Plan | None = None
+
+    @classmethod
+    def unknown(cls, tree: Tree) -> "Searched":
+        return cls(tree, np.empty((len(tree.workers), 0), dtype=int), np.empty(0), bound_s=0.0)
+
+    def record(self, problem: Problem, found: Candidate) -> None:
+        """Keep a plan if it is the tree's best. Its time is the cost model's."""
+        plan = found.plan(problem)
+        time_s = iteration_s(problem, plan)
+        if time_s < self.time_s:
+            self.plan, self.time_s = plan, time_s
+
+    def depth_ranges(self, limit_s: float) -> list[tuple[int, int]]:
+        """Each worker's least and greatest depth among the depths whose bound is within the limit."""
+        left = self.depths[:, self.bounds_s <= limit_s]
+        return list(zip(left.min(axis=1).tolist(), left.max(axis=1).tolist(), strict=True))
+
+
+def survey(problem: Problem, tree: Tree) -> Searched:
+    """Bounds on a tree's plans, and the heuristic's plan."""
+    evaluator = Evaluator(problem, tree)
+    layers = np.arange(1, evaluator.depth + 1)
+    if evaluator.depth ** (len(tree.workers) - 1) <= NARROWING_LIMIT:
+        depths = depth_grid(tree, layers, evaluator.depth)
+        bounds_s = evaluator.bounds_s(_whole_boxes(evaluator, depths))
+    else:
+        depths = np.array([depth_grid(tree, layers[[end]], evaluator.depth)[:, 0] for end in (0, -1)]).T
+        bounds_s = np.zeros(2)
+    searched = Searched(tree, depths, bounds_s, float(bounds_s.min()))
+    found = good_plan(evaluator)
+    if found is not None:
+        searched.record(problem, found)
+    return searched
