@@ -16,7 +16,7 @@ from hiertrain.datasets import load_dataset
 from hiertrain.jobs import ModelSettings, OptimizerSettings
 from hiertrain.models import build_model
 from hiertrain.network import Network
-from hiertrain.paths import DATA, NOTEBOOKS
+from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
 from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, simulate
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--momentum", type=float, default=0.9, help="of SGD; Adam ignores it")
     sub.add_argument("--weight-decay", type=float, default=0.0, help="L2 penalty")
     sub.add_argument("--no-reference", action="store_true", help="do not train on a single process for comparison")
-    sub.add_argument("--run", default="train", help="the folder under results/ that gets the record")
+    sub.add_argument("--output", type=Path, default=RESULTS / "train", help="the folder that gets the record")
 
     sub = command(
         "reproduce",
@@ -259,7 +259,7 @@ def _train(options: argparse.Namespace) -> None:
     if inexact:
         print(f"not exact by nature, because of {'; '.join(inexact)}")
     parameters = {"training": training, "plan": plan, "execution": problem.execution, "inexact_layers": inexact}
-    print(f"record: {save_record(options.run, 'train', parameters, results)}")
+    print(f"record: {save_record(options.output.name, 'train', parameters, results, options.output.parent)}")
 
 
 def _reproduce(options: argparse.Namespace) -> None:

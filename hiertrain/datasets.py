@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
@@ -212,6 +211,8 @@ def _move_files(source: Path, target: Path) -> None:
 
 def _load_digits(_folder: Path) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels, each pixel 4x4 times; a fixed fifth are for testing."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - takes seconds, and only this data set needs it
+
     pixels, digits = load_digits(return_X_y=True)
     grey = torch.from_numpy(np.rint(np.asarray(pixels) * (255 / 16)).astype(np.uint8)).reshape(-1, 8, 8)
     samples = grey.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2).unsqueeze(1)

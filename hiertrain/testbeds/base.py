@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import IO, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -24,6 +23,7 @@ from hiertrain.values import Value
 
 START_TIMEOUT_S = 120.0  # importing PyTorch on a slow machine
 END_TIMEOUT_S = 5.0
+LAST_WORDS_BYTES = 4096
 GRACE_S = 1.0  # after a failure, how long to listen for the peers' accounts of it
 
 
@@ -89,7 +89,7 @@ class Host:
 @dataclass(frozen=True)
 class _Worker:
     process: subprocess.Popen[bytes]
-    log: Path
+    log: IO[bytes]  # what it printed; a file without a name, so that nothing is left of it whatever happens
 
     @property
     def stdin(self) -> IO[bytes]:
@@ -102,7 +102,9 @@ class _Worker:
         return self.process.stdout
 
     def last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        end = os.fstat(self.log.fileno()).st_size
+        text = os.pread(self.log.fileno(), LAST_WORDS_BYTES, max(0, end - LAST_WORDS_BYTES)).decode(errors="replace")
+        lines = text.strip().splitlines()
         return f": {lines[-1]}" if lines else ""
 
 
@@ -116,7 +118,6 @@ class Testbed:
         self.settings = settings
         self._hosts = hosts
         self._tags = count()
-        self._logs = tempfile.TemporaryDirectory(prefix="hiertrain-")
         self._answers: queue.SimpleQueue[tuple[str, Answer | None, bytes]] = queue.SimpleQueue()
         self._workers: dict[str, _Worker] = {}
         try:
@@ -187,19 +188,18 @@ class Testbed:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
-        self._logs.cleanup()
+            worker.log.close()
 
     def _start(self, name: str, host: Host, arguments: list[str]) -> None:
-        log = Path(self._logs.name) / f"{name}.log"
-        with log.open("wb") as log_stream:
-            process = subprocess.Popen(
-                [*host.command, "--name", name, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_stream,
-                env={**os.environ, **host.environment},
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which closes the session
-            )
+        log = tempfile.TemporaryFile()  # closed with the worker's entry
+        process = subprocess.Popen(
+            [*host.command, "--name", name, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, **host.environment},
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which closes the session
+        )
         self._workers[name] = _Worker(process, log)
         threading.Thread(target=self._listen, args=(name, self._workers[name].stdout), daemon=True).start()
 

@@ -1,0 +1,167 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hiertrain import files
+from hiertrain.cli import main
+from hiertrain.network import Network
+from hiertrain.profile import Profile
+from hiertrain.records import load_record
+from hiertrain.scheduling import Solution
+
+COST = {"fixed_s": 1e-4, "per_sample_s": 2e-5}
+SLOW = {"fixed_s": 1e-3, "per_sample_s": 2e-4}
+PROFILE = {
+    "model": "by-hand",
+    "sample_bytes": 3072,
+    "dtype": "float32",
+    "layers": [
+        {"name": "conv1", "output_bytes": 18816, "parameter_bytes": 1824},
+        {"name": "fc1", "output_bytes": 40, "parameter_bytes": 246_000},
+        {"name": "loss", "output_bytes": 0, "parameter_bytes": 0},
+    ],
+    "workers": {
+        "device": {"layers": [{"forward": SLOW, "backward": SLOW, "update_s": 1e-5}] * 3},
+        "edge": {"layers": [{"forward": COST, "backward": COST, "update_s": 1e-5}] * 3},
+    },
+}
+NETWORK = {
+    "links": [
+        {"from": "device", "to": "edge", "bandwidth_mbps": 20.0, "latency_ms": 2.0},
+        {"from": "edge", "to": "device", "bandwidth_mbps": 20.0, "latency_ms": 2.0},
+    ]
+}
+PLAN = {
+    "batch_size": 64,
+    "data_holder": "device",
+    "workers": {
+        "device": {"parent": "edge", "depth": 2, "samples": 40},
+        "edge": {"parent": None, "depth": 3, "samples": 24},
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, content in (("profile", PROFILE), ("network", NETWORK), ("plan", PLAN)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def inputs(folder: Path) -> list[str]:
+    return ["--profile", str(folder / "profile.json"), "--network", str(folder / "network.json")]
+
+
+def test_optimize_prints_the_plan_the_bound_and_the_status(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = folder / "solution.json"
+    assert main(["optimize", *inputs(folder), "--batch-size", "64", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "plan for 64 samples, held by device" in printed
+    assert re.search(r"predicted: [\d.]+ ms per iteration; proven bound: [\d.]+ ms; status: optimal", printed)
+    solution = files.load(Solution, output)
+    assert main(["predict", *inputs(folder), "--plan", str(output)]) == 0
+    assert f"predicted: {solution.objective_s * 1e3:.3f} ms per iteration" in capsys.readouterr().out
+
+
+def test_constraints_of_the_command_line_are_honoured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = folder / "solution.json"
+    options = ["--shape", "star", "--root", "edge", "--samples-stay", "--execution", "paper-float32"]
+    assert main(["optimize", *inputs(folder), *options, "--output", str(output)]) == 0
+    plan = files.load(Solution, output).plan
+    assert plan.root == "edge"
+    assert plan.workers["device"].samples == 64
+    assert main(["optimize", *inputs(folder), "--exclude", "edge", "--output", str(output)]) == 0
+    assert files.load(Solution, output).plan.root == "device"
+    capsys.readouterr()
+    assert main(["optimize", *inputs(folder), "--memory-limit", "edge=lots"]) == 2
+    assert "memory limit 'edge=lots': must be WORKER=BYTES" in capsys.readouterr().err
+
+
+def test_predict_lists_the_timeline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", *inputs(folder), "--plan", str(folder / "plan.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "send activations at depth 2 of 40 samples to edge" in printed
+    assert "update layers 1..3" in printed
+
+
+def broken(name: str, **changes: object) -> tuple[str, str]:
+    content = {"profile": PROFILE, "network": NETWORK, "plan": PLAN}[name]
+    return name, json.dumps({**content, **changes})
+
+
+NEGATIVE = {"layers": [{"forward": {**COST, "fixed_s": -1}, "backward": COST, "update_s": 0}] * 3}
+DEEP = {**PLAN["workers"], "edge": {"parent": None, "depth": 4, "samples": 24}}
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        (broken("profile", workers={"device": NEGATIVE}), [], "workers.device.layers.0.forward.fixed_s: .*got -1"),
+        (broken("profile", workers={"edge": PROFILE["workers"]["edge"]}), [], "data holder 'device' is not in the profile"),
+        (broken("profile", colour="red"), [], "colour: unknown field"),
+        (broken("network", links=NETWORK["links"][:1]), [], "no link from 'edge' to 'device'"),
+        (broken("network", links=[{**NETWORK["links"][0], "bandwidth_mbps": 0}]), [], "bandwidth_mbps: .*got 0"),
+        (("network", "{"), [], "not JSON"),
+        (broken("plan"), ["--batch-size", "0"], "batch size 0: must be at least 1"),
+        (broken("plan"), ["--time-limit", "0"], "0"),
+    ],
+)
+def test_optimize_refuses_bad_input_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], file: tuple[str, str], options: list[str], message: str
+) -> None:
+    (folder / f"{file[0]}.json").write_text(file[1])
+    assert main(["optimize", *inputs(folder), *options]) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", captured.err)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (broken("plan", workers=DEEP), "'edge' has depth 4; by-hand has only 3 layers"),
+        (broken("plan", batch_size=0), "batch_size: .*got 0"),
+        (broken("plan", batch_size=65), "samples add up to 64; they must add up to the batch size 65"),
+    ],
+)
+def test_predict_refuses_a_bad_plan_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], file: tuple[str, str], message: str
+) -> None:
+    (folder / "plan.json").write_text(file[1])
+    assert main(["predict", *inputs(folder), "--plan", str(folder / "plan.json")]) == 2
+    assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_train_refuses_what_cannot_be_trained_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--dataset", "nothing"], "nothing"),
+        (["--model", "lenet6"], "lenet5"),
+        (["--batch-size", "0"], "0"),
+        (["--learning-rate", "-1"], "optimizer: learning_rate: .*got -1"),
+        (["--testbed", "/nowhere.yml"], "/nowhere.yml: No such file"),
+    ):
+        assert main(["train", *options]) == 2
+        assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_all_three_stages_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    testbed = tmp_path / "testbed.yml"
+    testbed.write_text(
+        "kind: local\ndata_holder: device\nworkers: {device: {slowdown: 4}, edge: {slowdown: 2}}\nlinks:\n"
+        "- {from: device, to: edge, bandwidth_mbps: 50, latency_ms: 1}\n"
+        "- {from: edge, to: device, bandwidth_mbps: 50, latency_ms: 1}\n"
+    )
+    options = ["--testbed", str(testbed)]
+    profile, network = tmp_path / "profile.json", tmp_path / "network.json"
+    assert main(["profile", *options, "--model", "lenet5", "--output", str(profile)]) == 0
+    assert main(["links", *options, "--output", str(network)]) == 0
+    assert set(files.load(Profile, profile).workers) == {"device", "edge"}
+    assert len(files.load(Network, network).links) == 2
+    run = ["--output", str(tmp_path / "run")]
+    assert main(["train", *options, "--dataset", "digits", "--iterations", "30", *run]) == 0
+    printed = capsys.readouterr().out
+    results = load_record("run", "train", tmp_path).results
+    assert results["kind"] == "emulated"
+    assert f"trained in one process: {results['single_process_accuracy']:.4f}" in printed
+    assert results["accuracy"] == pytest.approx(results["single_process_accuracy"], abs=0.01)
