@@ -22,7 +22,8 @@ from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, simulate
 from hiertrain.records import save_record
 from hiertrain.reference import train_on_one_process
-from hiertrain.scheduling import Solution, optimize
+from hiertrain.scheduling import optimize
+from hiertrain.solution import Solution
 from hiertrain.stages import accuracy, measure_layers, measure_links, train, trained_model, training_settings
 from hiertrain.testbeds.base import Testbed, TestbedSettings, WorkerError
 from hiertrain.testbeds.local import open_local
@@ -172,8 +173,10 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
+    model = ModelSettings(name=options.model)
+    build_model(**dict(model))  # a model that cannot be had is found out before any process starts
     with _open(options.testbed) as testbed:
-        profile = measure_layers(testbed, ModelSettings(name=options.model))
+        profile = measure_layers(testbed, model)
         kind = testbed.settings.kind_of_times
     files.save(profile, options.output)
     print(f"{profile.model}: {len(profile.layers)} layers; one mini-batch of 64 on one worker ({kind}):")
@@ -228,6 +231,7 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
         data_folder=options.data,
     )
+    inexact = build_model(**dict(training.model)).chain.inexact_layers
     profile = files.load(Profile, options.profile) if options.profile else None
     network = files.load(Network, options.network) if options.network else None
     plan = _load_plan(options.plan) if options.plan else None
@@ -255,7 +259,6 @@ def _train(options: argparse.Namespace) -> None:
         single = accuracy(trained_model(training, reference.snapshots[training.iterations]), dataset)
         results["single_process_accuracy"] = single
         print(f"test accuracy, trained in one process: {single:.4f}")
-    inexact = build_model(**dict(training.model)).chain.inexact_layers
     if inexact:
         print(f"not exact by nature, because of {'; '.join(inexact)}")
     parameters = {"training": training, "plan": plan, "execution": problem.execution, "inexact_layers": inexact}

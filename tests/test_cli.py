@@ -9,7 +9,7 @@ from hiertrain.cli import main
 from hiertrain.network import Network
 from hiertrain.profile import Profile
 from hiertrain.records import load_record
-from hiertrain.scheduling import Solution
+from hiertrain.solution import Solution
 
 COST = {"fixed_s": 1e-4, "per_sample_s": 2e-5}
 SLOW = {"fixed_s": 1e-3, "per_sample_s": 2e-4}
