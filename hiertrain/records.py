@@ -1,0 +1,151 @@
+"""Run records: what ran (parameters, commit, host, versions) stands beside what came out.
+
+A run is a folder under results/: notebooks/ (executed copies), figures/, tables/ and records/ (one JSON file each).
+"""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import JsonValue, PositiveInt
+from pydantic_core import to_jsonable_python
+
+from hiertrain import files
+from hiertrain.paths import RESULTS, ROOT
+from hiertrain.values import InputError, Value
+
+
+class Environment(Value):
+    """Where and with what something ran."""
+
+    commit: str | None  # None outside a git checkout of the workbench
+    dirty: bool | None  # whether tracked files differed from the commit
+    host: str
+    cpu: str
+    cores: PositiveInt
+    os: str
+    python: str
+    versions: dict[str, str]  # of the workbench and of every package that it depends on directly
+    time_utc: datetime
+
+
+class Record(Value):
+    """One result with the parameters and the environment that produced it."""
+
+    run: str
+    name: str
+    parameters: dict[str, JsonValue]
+    results: dict[str, JsonValue]
+    environment: Environment
+
+
+def run_folder(run: str, root: Path = RESULTS) -> Path:
+    """The folder of a run, which need not exist yet. Raises InputError for a name that is no plain folder name."""
+    _check_name("run", run)
+    return root / run
+
+
+def save_record(
+    run: str, name: str, parameters: Mapping[str, object], results: Mapping[str, object], root: Path = RESULTS
+) -> Path:
+    """Write results/<run>/records/<name>.json and return its path.
+
+    Parameters and results may hold plain values, our Values, dataclasses, arrays and DataFrames (a list of rows).
+    Raises InputError for names that are no plain file names and for what JSON cannot hold (NaN, infinities, objects).
+    """
+    path = _record_path(run, name, root)
+    content = {
+        "run": run,
+        "name": name,
+        "parameters": _json(parameters, f"record {run}/{name}: parameters"),
+        "results": _json(results, f"record {run}/{name}: results"),
+        "environment": environment_record(),
+    }
+    files.save(files.parse(Record, content, f"record {run}/{name}"), path)
+    return path
+
+
+def load_record(run: str, name: str, root: Path = RESULTS) -> Record:
+    """Read a record. Raises InputError that names the file and what is wrong with it."""
+    return files.load(Record, _record_path(run, name, root))
+
+
+def environment_record() -> Environment:
+    """This machine, this Python and this checkout, now."""
+    commit = _git("rev-parse", "HEAD") if _git("rev-parse", "--show-toplevel") == str(ROOT) else None
+    return Environment(
+        commit=commit,
+        dirty=None if commit is None else _git("status", "--porcelain", "--untracked-files=no") != "",
+        host=platform.node(),
+        cpu=_cpu_model(),
+        cores=os.cpu_count() or 1,
+        os=platform.platform(),
+        python=platform.python_version(),
+        versions=package_versions(),
+        time_utc=datetime.now(UTC).replace(microsecond=0),
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the workbench and of its direct dependencies, by name."""
+    requirements = [line for line in metadata.requires("hiertrain") or [] if "extra ==" not in line]
+    names = sorted(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in requirements)
+    return {name: metadata.version(name) for name in ["hiertrain", *names]}
+
+
+def _record_path(run: str, name: str, root: Path) -> Path:
+    _check_name("record", name)
+    return run_folder(run, root) / "records" / f"{name}.json"
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", name, flags=re.ASCII):
+        raise InputError(
+            f"{kind} name {name!r}: must consist of letters, digits, '-', '_' and '.', and start with no '-' or '.'"
+        )
+
+
+def _json(values: Mapping[str, object], source: str) -> object:
+    """The values as JSON content. NaN and infinities stay, so that the record's validation can name their field."""
+
+    def plain(value: object) -> object:
+        match value:
+            case np.generic():
+                return value.item()
+            case np.ndarray():
+                return value.tolist()
+            case pd.DataFrame():
+                return value.to_dict("records")
+            case _:
+                raise InputError(f"{source}: {type(value).__name__} cannot be stored as JSON, got {str(value)[:60]}")
+
+    return to_jsonable_python(dict(values), fallback=plain, inf_nan_mode="constants")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints about the workbench's folder; None without git or outside a repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    """The processor's name as its system gives it, else only its architecture."""
+    if platform.system() == "Darwin":
+        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        return done.stdout.strip() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return found[1] if found else platform.machine()
