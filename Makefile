@@ -5,12 +5,14 @@ PARAMETERS ?= paper
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Progress shows at once also where the output is a file.
+export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce test check lab clean
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 reproduce: $(READY) ## execute the notebooks; figures, tables and records go to results/ (PARAMETERS=smoke for a small one)
 	$(BIN)/hiertrain reproduce $(PARAMETERS)
@@ -33,9 +35,9 @@ setup: $(READY) ## only set up .venv/
 
 # Done again when the dependencies change, and begun anew when it was interrupted.
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "make: $(PYTHON) is older than Python 3.11; set PYTHON to a newer one" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' || \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
+		{ echo "make: $(PYTHON) is not Python 3.11 or newer; set one with: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
 		{ echo "make: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

@@ -1,0 +1,324 @@
+"""Executes the notebooks with the parameters of one file, and skips what is already there and unchanged.
+
+``hiertrain reproduce paper`` runs the notebooks that notebooks/parameters/paper.yml lists, in its order, into
+results/<run>/. Executed copies go to results/<run>/notebooks/, each with a record of what it was made from beside it.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from papermill.exceptions import PapermillExecutionError, strip_color
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator
+from tqdm import tqdm
+
+from hiertrain import files
+from hiertrain.paths import NOTEBOOKS, RESULTS
+from hiertrain.records import Environment, environment_record, package_versions, run_folder
+from hiertrain.values import InputError, Value
+
+
+class NotebookError(RuntimeError):
+    """A notebook failed: an error in a cell, a dead kernel, or an output that did not appear."""
+
+
+class NotebookSettings(Value):
+    """What one notebook gets, and what must exist under results/<run>/ after it."""
+
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    outputs: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("outputs")
+    @classmethod
+    def _inside(cls, outputs: tuple[str, ...]) -> tuple[str, ...]:
+        for output in outputs:
+            path = PurePosixPath(output)
+            if path.is_absolute() or ".." in path.parts:
+                raise InputError(f"output {output!r}: must be a path inside the run's folder")
+        return outputs
+
+
+class ParameterFile(Value):
+    """notebooks/parameters/<name>.yml: which notebooks to execute, in which order."""
+
+    run: str  # folder under results/, unless another one is asked for
+    notebooks: dict[str, NotebookSettings] = Field(min_length=1)
+
+
+class NotebookRecord(Value):
+    """Stands beside an executed notebook; only success is recorded."""
+
+    fingerprint: str
+    parameters: dict[str, JsonValue]
+    outputs: dict[str, str]  # sha256 by path
+    seconds: float
+    environment: Environment
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one notebook."""
+
+    name: str
+    ran: bool  # False when it was skipped because nothing had changed
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook, ready to be executed."""
+
+    name: str
+    source: Path
+    parameters: Mapping[str, JsonValue]
+    folder: Path  # results/<run>
+    outputs: tuple[str, ...]
+    cells: int
+
+    def path(self, ending: str) -> Path:
+        """The executed copy (".ipynb"), its record (".json") or what a failure left (".failed.ipynb")."""
+        return self.folder / "notebooks" / f"{self.name}{ending}"
+
+
+def reproduce(
+    parameter_file: str | Path,
+    run: str | None = None,
+    only: Sequence[str] | None = None,
+    force: bool = False,
+    notebooks: Path = NOTEBOOKS,
+    results: Path = RESULTS,
+) -> list[Outcome]:
+    """Execute the notebooks of a parameter file (a path, or a name in notebooks/parameters) that need it.
+
+    ``run`` overrides the file's run; ``only`` restricts to some notebooks; ``force`` executes what is unchanged too.
+    Raises InputError before anything is executed, NotebookError when a notebook fails (later ones are not tried).
+    """
+    jobs = prepare(parameter_file, run, notebooks, results)
+    for name in only or ():
+        _check_known(f"{parameter_file}: notebook", name, [job.name for job in jobs])
+    base = _digest_of_sources(notebooks)
+    outcomes: list[Outcome] = []
+    begin = time.perf_counter()
+    chosen = [job for job in jobs if only is None or job.name in only]
+    with tqdm(total=sum(job.cells for job in chosen), unit="cell", disable=None, leave=False) as bar, _own_kernel():
+        for job in chosen:
+            earlier = [job.folder / output for before in jobs[: jobs.index(job)] for output in before.outputs]
+            outcome = _bring_up_to_date(job, _fingerprint(job, base, earlier), force, bar)
+            tqdm.write(f"{job.name:<24} {'ran' if outcome.ran else 'unchanged':<10} {outcome.seconds:8.1f} s")
+            outcomes.append(outcome)
+    ran = sum(outcome.ran for outcome in outcomes)
+    total_s = time.perf_counter() - begin
+    tqdm.write(f"{ran} of {len(outcomes)} notebooks executed in {total_s:.1f} s; results are in {jobs[0].folder}")
+    return outcomes
+
+
+def prepare(
+    parameter_file: str | Path, run: str | None = None, notebooks: Path = NOTEBOOKS, results: Path = RESULTS
+) -> list[Job]:
+    """Check a parameter file against the notebooks that it names; nothing is executed. Raises InputError."""
+    path = _parameter_path(parameter_file, notebooks)
+    settings = files.load(ParameterFile, path)
+    folder = run_folder(settings.run if run is None else run, results)
+    return [_prepare(name, part, notebooks, folder, path) for name, part in settings.notebooks.items()]
+
+
+def _parameter_path(parameter_file: str | Path, notebooks: Path) -> Path:
+    """The file itself, or notebooks/parameters/<name>.yml. Raises InputError with the names that exist."""
+    path = Path(parameter_file)
+    if path.suffix in (".yml", ".yaml"):
+        return path
+    folder = notebooks / "parameters"
+    _check_known(f"{folder}: parameter file", str(parameter_file), sorted(known.stem for known in folder.glob("*.yml")))
+    return folder / f"{parameter_file}.yml"
+
+
+def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
+    """Raise InputError that suggests what may have been meant."""
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'none'}"
+        raise InputError(f"{kind} {name!r} does not exist; {hint}")
+
+
+def _prepare(name: str, settings: NotebookSettings, notebooks: Path, folder: Path, path: Path) -> Job:
+    """Check one notebook's parameters against those that it declares. Raises InputError."""
+    _check_known(f"{path}: notebook", name, sorted(source.stem for source in notebooks.glob("*.ipynb")))
+    source = notebooks / f"{name}.ipynb"
+    cells = nbformat.read(source, as_version=4).cells
+    if not any("parameters" in cell.metadata.get("tags", []) for cell in cells):
+        raise InputError(f"{source}: no cell is tagged 'parameters'; exactly one must be")
+    if "run" in settings.parameters:
+        raise InputError(f"{path}: {name}: parameter 'run' is set by the driver; name the run at the top of the file")
+    parameters = {"run": folder.name, **settings.parameters}
+    declared = papermill.inspect_notebook(source)
+    for parameter, value in parameters.items():
+        _check_known(f"{path}: {name}: parameter", parameter, list(declared))
+        _check_type(f"{path}: {name}: parameter {parameter!r}", value, declared[parameter]["inferred_type_name"])
+    return Job(name, source, parameters, folder, settings.outputs, len(cells))
+
+
+def _check_type(where: str, value: JsonValue, annotation: str) -> None:
+    """Raise InputError unless the value has the type that the notebook annotates, such as ``list[int]``."""
+    if annotation == "None":
+        raise InputError(f"{where}: the notebook gives it no type; one is needed, as in 'samples: int = 1'")
+    try:
+        expected = eval(annotation, {})  # the notebook's own code, which is about to be executed anyway
+        TypeAdapter(expected).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise InputError(f"{where}: must be a {annotation}, got {value!r} ({error.errors()[0]['msg']})") from None
+    except NameError as error:
+        raise InputError(f"{where}: annotated with a type that is not built in: {error}") from None
+
+
+def _digest_of_sources(notebooks: Path) -> str:
+    """One digest of what every notebook builds on: the package, the versions below it, and the testbed files."""
+    package = Path(__file__).parent
+    sources = [*sorted(package.rglob("*.py")), *sorted((notebooks / "testbeds").glob("*.yml"))]
+    state = {"python": platform.python_version(), "versions": package_versions()}
+    return _digest(state, *((source.name, _digest_of_file(source)) for source in sources))
+
+
+def _fingerprint(job: Job, base: str, earlier: Sequence[Path]) -> str:
+    """Digest of all that an execution depends on; ``earlier`` are the outputs of the notebooks before it."""
+    cells = [(cell.cell_type, cell.source) for cell in nbformat.read(job.source, as_version=4).cells]
+    return _digest(base, cells, dict(job.parameters), [_digest_of_file(path) for path in earlier])
+
+
+def _digest(*content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+
+
+def _digests_of_outputs(job: Job) -> dict[str, str]:
+    return {output: _digest_of_file(job.folder / output) for output in job.outputs}
+
+
+def _bring_up_to_date(job: Job, fingerprint: str, force: bool, bar: tqdm) -> Outcome:
+    """Execute a notebook unless it was executed in just this way and its outputs are as it left them."""
+    begin = time.perf_counter()
+    if not force and _is_unchanged(job, fingerprint):
+        bar.update(job.cells)
+        return Outcome(job.name, ran=False, seconds=time.perf_counter() - begin)
+    for success in (".json", ".ipynb"):  # should this execution fail, nothing says that the notebook succeeded
+        job.path(success).unlink(missing_ok=True)
+    job.path(".ipynb").parent.mkdir(parents=True, exist_ok=True)
+    bar.set_description(job.name)
+    before = {output: _version(job.folder / output) for output in job.outputs}
+    try:
+        _execute(job, bar)
+        _check_outputs(job, before)
+    except KeyboardInterrupt:
+        bar.write(f"{job.name}: interrupted; finished notebooks are kept, and the next run goes on here")
+        raise
+    job.path(".failed.ipynb").replace(job.path(".ipynb"))
+    seconds = time.perf_counter() - begin
+    record = NotebookRecord(
+        fingerprint=fingerprint,
+        parameters=dict(job.parameters),
+        outputs=_digests_of_outputs(job),
+        seconds=seconds,
+        environment=environment_record(),
+    )
+    files.save(record, job.path(".json"))
+    return Outcome(job.name, ran=True, seconds=seconds)
+
+
+def _is_unchanged(job: Job, fingerprint: str) -> bool:
+    if not (job.path(".json").is_file() and job.path(".ipynb").is_file()):
+        return False
+    try:
+        record = files.load(NotebookRecord, job.path(".json"))
+    except InputError:
+        return False  # written by another version of the workbench, whose results are to be replaced
+    return record.fingerprint == fingerprint and record.outputs == _digests_of_outputs(job)
+
+
+def _execute(job: Job, bar: tqdm) -> None:
+    """Run all cells. The copy is called .failed.ipynb until it has succeeded. Raises NotebookError."""
+    done = bar.n
+    at = -1  # index of the current cell in the copy
+    source = ""
+    copy = job.path(".failed.ipynb")
+
+    def on_cell_start(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        nonlocal at, source
+        at, source = cell_index, cell.source
+        bar.update(done + min(cell_index, job.cells) - bar.n)
+
+    def failure(what: str) -> NotebookError:
+        first_line = next(iter(source.strip().splitlines()), "")
+        where = f"{job.name}: cell {at + 1} of the executed copy `{first_line}`" if at >= 0 else job.name
+        return NotebookError(f"{where}: {what}\nthe executed copy is {copy}")
+
+    try:
+        papermill.execute_notebook(
+            job.source,
+            copy,
+            dict(job.parameters),
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=job.source.parent,
+            on_cell_start=on_cell_start,
+        )
+    except PapermillExecutionError as error:
+        at += 2  # papermill has put one note at the top and one above the failing cell
+        last_lines = strip_color("\n".join(error.traceback)).splitlines()[-8:]
+        raise failure("\n    ".join([f"{error.ename}: {error.evalue}", *last_lines])) from None
+    except RuntimeError as error:  # nbclient's, when the kernel is gone or never came up
+        raise failure(f"the kernel died: {error}") from None
+    bar.update(done + job.cells - bar.n)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Changes whenever a file is rewritten, even with the same content; None for no file."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
+
+
+def _check_outputs(job: Job, before: Mapping[str, tuple[int, int] | None]) -> None:
+    """Raise NotebookError unless every declared output is there and was written by this execution."""
+    for output, version in before.items():
+        now = _version(job.folder / output)
+        if now is None:
+            raise NotebookError(f"{job.name}: output {output} was not produced in {job.folder}")
+        if now == version:
+            raise NotebookError(f"{job.name}: output {output} was there before and was not rewritten in {job.folder}")
+
+
+@contextmanager
+def _own_kernel() -> Iterator[None]:
+    """Make "python3" mean this very interpreter, whatever kernels are installed, and keep the libraries' logs quiet."""
+    specification = json.dumps(get_kernel_dict(extra_arguments=["--log-level=ERROR"]))
+    saved = {name: os.environ.get(name) for name in ("JUPYTER_PATH", "PYDEVD_DISABLE_FILE_VALIDATION")}
+    logger = logging.getLogger("papermill")
+    with tempfile.TemporaryDirectory(prefix="hiertrain-kernel-") as folder:
+        files.write_text(Path(folder) / "kernels" / "python3" / "kernel.json", specification)
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, saved["JUPYTER_PATH"]]))
+        os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the debugger's warning about frozen modules
+        was_disabled, logger.disabled = logger.disabled, True  # its errors reach the user as ours
+        try:
+            yield
+        finally:
+            logger.disabled = was_disabled
+            for name, value in saved.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
