@@ -22,6 +22,7 @@ from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, simulate
 from hiertrain.records import save_record
 from hiertrain.reference import train_on_one_process
+from hiertrain.reproduce import NotebookError, reproduce
 from hiertrain.scheduling import optimize
 from hiertrain.solution import Solution
 from hiertrain.stages import accuracy, measure_layers, measure_links, train, trained_model, training_settings
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"hiertrain: error: {error}", file=sys.stderr)
         return 2
-    except WorkerError as error:
+    except (WorkerError, NotebookError) as error:
         print(f"hiertrain: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -244,7 +245,7 @@ def _train(options: argparse.Namespace) -> None:
         run = train(testbed, problem, plan, training)
     low, median, high = np.quantile(run.iteration_s, [0.25, 0.5, 0.75]) * 1e3
     print(
-        f"{kind}: {median:.2f} ms per iteration (quartiles {low:.2f} and {high:.2f}, {training.iterations} iterations); "
+        f"{kind}: {median:.2f} ms per iteration (quartiles {low:.2f} and {high:.2f} over {training.iterations}); "
         f"predicted: {iteration_s(problem, plan) * 1e3:.2f} ms"
     )
     results = {

@@ -122,7 +122,7 @@ def _json(values: Mapping[str, object], source: str) -> object:
             case np.ndarray():
                 return value.tolist()
             case pd.DataFrame():
-                return value.to_dict("records")
+                return value.astype(object).where(value.notna(), None).to_dict("records")  # NaN means missing there
             case _:
                 raise InputError(f"{source}: {type(value).__name__} cannot be stored as JSON, got {str(value)[:60]}")
 

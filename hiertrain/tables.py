@@ -160,6 +160,4 @@ def times_table(iteration_s: Mapping[str, Sequence[float]], kind: str) -> pd.Dat
 
 def convergence_table(policy: str, losses: Sequence[float], elapsed_s: Sequence[float]) -> pd.DataFrame:
     """One row per iteration: the loss of its mini-batch, and the time at its end."""
-    return pd.DataFrame(
-        {"policy": policy, "iteration": range(1, len(losses) + 1), "time_s": elapsed_s, "loss": losses}
-    )
+    return pd.DataFrame({"policy": policy, "iteration": range(1, len(losses) + 1), "time_s": elapsed_s, "loss": losses})
