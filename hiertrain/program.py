@@ -7,7 +7,7 @@ root, weights down the tree.
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hiertrain.chain import Chain
@@ -42,6 +42,12 @@ SEND_OF = {
     Kind.RECEIVE_ACTIVATION_GRADIENTS: Kind.SEND_ACTIVATION_GRADIENTS,
     Kind.RECEIVE_GRADIENTS: Kind.SEND_GRADIENTS,
     Kind.RECEIVE_WEIGHTS: Kind.SEND_WEIGHTS,
+}
+# The backward pass is the forward pass, reversed, with each step turned round.
+BACKWARD_OF = {
+    Kind.FORWARD: Kind.BACKWARD,
+    Kind.RECEIVE_ACTIVATIONS: Kind.SEND_ACTIVATION_GRADIENTS,
+    Kind.SEND_ACTIVATIONS: Kind.RECEIVE_ACTIVATION_GRADIENTS,
 }
 RECEIVES = frozenset(SEND_OF)
 SENDS = frozenset(SEND_OF.values())
@@ -102,59 +108,72 @@ def compile_plan(plan: Plan, chain: Chain, execution: Execution) -> Program:
 
 def _actions(plan: Plan, chain: Chain, execution: Execution, worker: str) -> list[Action]:
     """The program of one worker: input, forward, backward, gradients, update, weights."""
-    actions: list[Action] = []
-    part = plan.workers[worker]
+    actions = _input(plan, execution.encoded_bytes(chain.sample_bytes), worker)
+    if plan.active(worker):
+        forward = _forward(plan, chain, worker)
+        backward = [replace(action, kind=BACKWARD_OF[action.kind]) for action in reversed(forward)]
+        actions += [*forward, *backward, *_update(plan, chain, worker)]
+    return actions
 
-    def raw(kind: Kind, peer: str, samples: int) -> Action:
-        return Action(kind, peer, samples=samples, size_bytes=samples * execution.encoded_bytes(chain.sample_bytes))
 
-    def activations(kind: Kind, peer: str, depth: int, samples: int) -> Action:
+def _input(plan: Plan, sample_bytes: int, worker: str) -> list[Action]:
+    """Raw samples from the data holder to every worker that starts some."""
+    if worker == plan.data_holder:
+        kind, samples_of = (
+            Kind.SEND_SAMPLES,
+            {peer: part.samples for peer, part in plan.workers.items() if peer != worker},
+        )
+    else:
+        kind, samples_of = Kind.RECEIVE_SAMPLES, {plan.data_holder: plan.workers[worker].samples}
+    return [
+        Action(kind, peer, samples=samples, size_bytes=samples * sample_bytes)
+        for peer, samples in samples_of.items()
+        if samples
+    ]
+
+
+def _forward(plan: Plan, chain: Chain, worker: str) -> list[Action]:
+    """The forward pass in segments: at a child's depth the worker takes over the child's samples."""
+
+    def message(kind: Kind, peer: str, depth: int, samples: int) -> Action:
         return Action(kind, peer, last=depth, samples=samples, size_bytes=samples * chain.output_bytes(depth))
 
-    def parameters(kind: Kind, peer: str, depth: int) -> Action:
+    part = plan.workers[worker]
+    position, samples = 0, part.samples
+    # A child that computes the loss itself sends no activations.
+    cuts = [
+        (plan.workers[child].depth, child) for child in plan.children(worker) if plan.workers[child].depth < chain.depth
+    ]
+    actions = []
+    for depth, child in [*cuts, (part.depth, None)]:
+        if depth > position and samples:
+            actions.append(Action(Kind.FORWARD, first=position + 1, last=depth, samples=samples))
+        position = depth
+        if child is not None:
+            actions.append(message(Kind.RECEIVE_ACTIVATIONS, child, depth, plan.carried[child]))
+            samples += plan.carried[child]
+    if part.parent is not None and part.depth < chain.depth:
+        actions.append(message(Kind.SEND_ACTIVATIONS, part.parent, part.depth, samples))
+    return actions
+
+
+def _update(plan: Plan, chain: Chain, worker: str) -> list[Action]:
+    """Gradients up the tree, the root's update, new weights down the tree."""
+
+    def message(kind: Kind, peer: str, depth: int) -> Action:
         return Action(kind, peer, first=1, last=depth, size_bytes=chain.parameter_prefix_bytes[depth])
 
-    if worker == plan.data_holder:
-        receivers = {peer: other.samples for peer, other in plan.workers.items() if other.samples and peer != worker}
-        actions += [raw(Kind.SEND_SAMPLES, peer, samples) for peer, samples in receivers.items()]
-    if not plan.active(worker):
-        return actions
-    if part.samples and worker != plan.data_holder:
-        actions.append(raw(Kind.RECEIVE_SAMPLES, plan.data_holder, part.samples))
-
-    position, samples = 0, part.samples
-    backward: list[Action] = []  # mirrors the forward pass, last step first
-
-    def compute(to: int) -> None:
-        if to > position and samples:
-            actions.append(Action(Kind.FORWARD, first=position + 1, last=to, samples=samples))
-            backward.insert(0, Action(Kind.BACKWARD, first=position + 1, last=to, samples=samples))
-
-    children = plan.children(worker)
-    for child in children:
-        depth, carried = plan.workers[child].depth, plan.carried[child]
-        if depth == chain.depth:  # the child computes the loss itself and sends no activations
-            continue
-        compute(depth)
-        position = depth
-        actions.append(activations(Kind.RECEIVE_ACTIVATIONS, child, depth, carried))
-        backward.insert(0, activations(Kind.SEND_ACTIVATION_GRADIENTS, child, depth, carried))
-        samples += carried
-    compute(part.depth)
-    if part.depth < chain.depth:
-        assert part.parent is not None  # only the root has none, and its depth is N
-        actions.append(activations(Kind.SEND_ACTIVATIONS, part.parent, part.depth, samples))
-        actions.append(activations(Kind.RECEIVE_ACTIVATION_GRADIENTS, part.parent, part.depth, samples))
-    actions += backward
-
-    actions += [parameters(Kind.RECEIVE_GRADIENTS, child, plan.workers[child].depth) for child in children]
+    part = plan.workers[worker]
+    children = {child: plan.workers[child].depth for child in plan.children(worker)}
     if part.parent is None:
-        actions.append(Action(Kind.UPDATE, first=1, last=chain.depth))
+        own = [Action(Kind.UPDATE, first=1, last=chain.depth)]
     else:
-        actions.append(parameters(Kind.SEND_GRADIENTS, part.parent, part.depth))
-        actions.append(parameters(Kind.RECEIVE_WEIGHTS, part.parent, part.depth))
-    actions += [parameters(Kind.SEND_WEIGHTS, child, plan.workers[child].depth) for child in children]
-    return actions
+        own = [message(kind, part.parent, part.depth) for kind in (Kind.SEND_GRADIENTS, Kind.RECEIVE_WEIGHTS)]
+    return [
+        *(message(Kind.RECEIVE_GRADIENTS, child, depth) for child, depth in children.items()),
+        *own,
+        *(message(Kind.SEND_WEIGHTS, child, depth) for child, depth in children.items()),
+    ]
 
 
 def compute_s(times: WorkerProfile, action: Action) -> float:
