@@ -156,13 +156,16 @@ def _prepare(name: str, settings: NotebookSettings, notebooks: Path, folder: Pat
     """Check one notebook's parameters against those that it declares. Raises InputError."""
     _check_known(f"{path}: notebook", name, sorted(source.stem for source in notebooks.glob("*.ipynb")))
     source = notebooks / f"{name}.ipynb"
-    cells = nbformat.read(source, as_version=4).cells
+    try:
+        cells = nbformat.read(source, as_version=4).cells
+        declared = papermill.inspect_notebook(source)
+    except ValueError as error:  # no JSON, or no kernel named
+        raise InputError(f"{source}: not a notebook that can be executed: {str(error)[:100]}") from None
     if not any("parameters" in cell.metadata.get("tags", []) for cell in cells):
         raise InputError(f"{source}: no cell is tagged 'parameters'; exactly one must be")
     if "run" in settings.parameters:
         raise InputError(f"{path}: {name}: parameter 'run' is set by the driver; name the run at the top of the file")
     parameters = {"run": folder.name, **settings.parameters}
-    declared = papermill.inspect_notebook(source)
     for parameter, value in parameters.items():
         _check_known(f"{path}: {name}: parameter", parameter, list(declared))
         _check_type(f"{path}: {name}: parameter {parameter!r}", value, declared[parameter]["inferred_type_name"])

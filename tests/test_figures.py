@@ -1,0 +1,110 @@
+"""Figures: each can be drawn from its table, says where its numbers come from, and is saved reproducibly."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from hiertrain.figures import (
+    ACTION_COLOURS,
+    POLICY_STYLES,
+    plot_convergence,
+    plot_fit,
+    plot_layer_times,
+    plot_layers,
+    plot_timeline,
+    plot_times,
+    save_figure,
+)
+from hiertrain.program import Kind
+from hiertrain.values import InputError
+
+LAYERS = pd.DataFrame(
+    {"layer": ["a", "b"], "output_kib_per_sample": [4.0, 0], "parameter_kib": [0, 9.0], "sample_kib": 1}
+)
+TIMES = pd.DataFrame(
+    [
+        {"worker": worker, "layer": layer, "step": step, "batch_ms": 2.0, "samples": 8}
+        for worker in ("device", "edge")
+        for layer in "abc"
+        for step in ("forward", "backward")
+    ]
+)
+FIT = pd.DataFrame(
+    [
+        {"layer": layer, "samples": n, "median_ms": n, "spread_ms": 0.1, "fitted_ms": n + 0.1}
+        for layer in "abc"
+        for n in (1, 8, 32)
+    ]
+)
+SPANS = pd.DataFrame(
+    [
+        {"worker": "edge", "kind": str(kind), "start_ms": i, "end_ms": i + 1, "lane": lane, "source": source}
+        for i, kind in enumerate(Kind)
+        for lane in ("compute", "network")
+        for source in ("predicted", "measured")
+    ]
+)
+POLICIES = pd.DataFrame(
+    [
+        {"policy": policy, "iteration_ms": 5.0, "low_ms": low, "high_ms": 6.0, "kind": kind}
+        for policy in ("by hand", "hiertrain")
+        for kind, low in (("predicted", np.nan), ("measured", 4.0))
+    ]
+)
+CURVES = pd.DataFrame(
+    [{"policy": policy, "iteration": i, "time_s": i / 2, "loss": 1 / i} for policy in POLICY_STYLES for i in (1, 2, 3)]
+)
+DRAWINGS = [
+    (plot_layers, LAYERS, "exact sizes"),
+    (lambda df: plot_layer_times(df, "emulated"), TIMES, "emulated"),
+    (lambda df: plot_fit(df, "measured"), FIT, "measured"),
+    (plot_timeline, SPANS, "predicted: 13 ms"),
+    (plot_times, POLICIES, "predicted"),
+    (lambda df: plot_convergence(df, "measured"), CURVES, "measured"),
+]
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def texts(figure: Figure) -> set[str]:
+    """All that is written in a figure."""
+    return {text.get_text() for text in figure.findobj(plt.Text) if isinstance(text, plt.Text)}
+
+
+@pytest.mark.parametrize(("draw", "df", "source"), DRAWINGS)
+def test_every_figure_says_its_source_and_needs_its_columns(draw, df, source):
+    assert source in texts(draw(df))
+    for column in df.columns:
+        with pytest.raises(InputError, match=rf"figure: column '{column}' is missing"):
+            draw(df.drop(columns=column))
+    with pytest.raises(InputError, match="has no rows"):
+        draw(df.iloc[:0])
+
+
+def test_saving_writes_the_same_bytes_again_and_the_data_beside_them(tmp_path):
+    contents = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        save_figure(plot_times(POLICIES), "times", "try", POLICIES, folder)
+        saved = folder / "try" / "figures"
+        assert sorted(path.name for path in saved.iterdir()) == ["times.csv", "times.pdf", "times.png"]
+        contents.append({path.name: path.read_bytes() for path in saved.iterdir()})
+    assert contents[0] == contents[1]
+    assert b"/Type3" not in contents[0]["times.pdf"]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "try" / "figures" / "times.csv"), POLICIES)
+
+
+def test_unknown_sources_and_policies_are_refused():
+    with pytest.raises(InputError, match="kind 'guessed': must be one of predicted, emulated, measured"):
+        plot_times(POLICIES.assign(kind="guessed"))
+    with pytest.raises(InputError, match="policy 'all-cloudy' has no style"):
+        plot_convergence(CURVES.assign(policy="all-cloudy"), "measured")
+
+
+def test_every_action_has_a_colour():
+    assert set(ACTION_COLOURS) == set(Kind)

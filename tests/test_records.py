@@ -1,0 +1,89 @@
+"""Run records: what may be stored, what is refused, and what is known about the machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hiertrain import files
+from hiertrain.network import Link
+from hiertrain.paths import ROOT
+from hiertrain.records import environment_record, load_record, package_versions, run_folder, save_record
+from hiertrain.values import InputError
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+
+
+def test_a_record_returns_as_plain_values(tmp_path):
+    link = Link(source="device", target="edge", bandwidth_mbps=8, latency_ms=0)
+    results = {
+        "median_s": np.float64(0.25),
+        "counts": np.arange(3),
+        "table": pd.DataFrame({"policy": ["a", "b"], "low_ms": [np.nan, 1.5]}),
+        "link": link,
+        "point": Point(2.0),
+        "path": Path("x"),
+        "nothing": None,
+    }
+    path = save_record("try", "02-profiling", {"batch_size": np.int64(8), "shape": (1, 2)}, results, tmp_path)
+    assert path == tmp_path / "try" / "records" / "02-profiling.json"
+    record = load_record("try", "02-profiling", tmp_path)
+    assert (record.run, record.name) == ("try", "02-profiling")
+    assert record.parameters == {"batch_size": 8, "shape": [1, 2]}
+    assert record.results["median_s"] == 0.25
+    assert record.results["counts"] == [0, 1, 2]
+    assert record.results["table"] == [{"policy": "a", "low_ms": None}, {"policy": "b", "low_ms": 1.5}]
+    assert files.parse(Link, record.results["link"], "record") == link
+    assert record.results["point"] == {"x": 2.0}
+    assert (record.results["path"], record.results["nothing"]) == ("x", None)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), r"record try/x: results\.value.*finite number, got NaN"),
+        ([1.0, np.inf], r"record try/x: results\.value.*finite number, got Infinity"),
+        (np.array([np.nan]), r"record try/x: results\.value.*finite number, got NaN"),
+        (object(), r"record try/x: results: object cannot be stored as JSON, got <object"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_and_leaves_no_file(tmp_path, value, message):
+    with pytest.raises(InputError, match=message):
+        save_record("try", "x", {}, {"value": value}, tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a b", "-option", "é", "a\n"])
+def test_names_are_plain_file_names(tmp_path, name):
+    with pytest.raises(InputError, match="must consist of letters, digits"):
+        run_folder(name, tmp_path)
+    with pytest.raises(InputError, match="must consist of letters, digits"):
+        save_record("try", name, {}, {}, tmp_path)
+    assert run_folder("paper-2.1_b", tmp_path) == tmp_path / "paper-2.1_b"
+
+
+def test_a_missing_or_damaged_record_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"try/records/x\.json: No such file"):
+        load_record("try", "x", tmp_path)
+    files.write_text(tmp_path / "try" / "records" / "x.json", '{"run": "try"}')
+    with pytest.raises(InputError, match=r"x\.json: name: missing"):
+        load_record("try", "x", tmp_path)
+
+
+def test_the_environment_names_machine_and_versions():
+    environment = environment_record()
+    assert environment.cpu
+    assert environment.cores >= 1
+    assert environment.time_utc.utcoffset() is not None
+    assert environment.versions == package_versions()
+    assert {"hiertrain", "numpy", "ortools", "torch", "torchvision"} <= environment.versions.keys()
+    assert "pytest" not in environment.versions  # a tool of development
+    if (ROOT / ".git").exists():
+        assert environment.commit is not None
+        assert len(environment.commit) == 40
+        assert environment.dirty is not None

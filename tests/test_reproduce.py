@@ -1,0 +1,197 @@
+"""The driver, on tiny notebooks in a temporary folder. Each execution starts a kernel, so there are few of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from hiertrain import files
+from hiertrain.reproduce import NotebookError, NotebookRecord, Outcome, prepare, reproduce
+from hiertrain.values import InputError
+
+PARAMETERS = (
+    'run: str = "none"  # folder\nfactor: int = 1  # times\nnames: list[str] = ["x"]  # names\nbare = 1  # no type'
+)
+WRITE_A = 'folder.mkdir(exist_ok=True)\n(folder / "a.txt").write_text(f"{factor} {sys.executable}")'
+WRITE_B = '(folder / "b.txt").write_text((folder / "a.txt").read_text() + str(factor))'
+
+
+class Bench:
+    """Folders of notebooks and results, and one parameter file that can be rewritten."""
+
+    def __init__(self, folder: Path) -> None:
+        self.notebooks = folder / "notebooks"
+        self.results = folder / "results"
+        self.run = self.results / "try"
+        (self.notebooks / "parameters").mkdir(parents=True)
+
+    def notebook(self, name: str, *sources: str, tags: tuple[str, ...] = ("parameters",)) -> None:
+        setup = f"import os, sys, time\nfrom pathlib import Path\nfolder = Path({str(self.run)!r})"
+        cells = [new_markdown_cell("# A title"), new_code_cell(PARAMETERS, metadata={"tags": list(tags)})]
+        cells += [new_code_cell(source) for source in (setup, *sources)]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), self.notebooks / f"{name}.ipynb")
+
+    def parameters(self, **notebooks: object) -> None:
+        content = {"run": "try", "notebooks": {name.replace("_", "-"): part for name, part in notebooks.items()}}
+        (self.notebooks / "parameters" / "small.yml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def reproduce(self, **options) -> dict[str, bool]:
+        """Which notebooks ran, by name."""
+        outcomes = reproduce("small", notebooks=self.notebooks, results=self.results, **options)
+        assert all(isinstance(outcome, Outcome) and outcome.seconds >= 0 for outcome in outcomes)
+        return {outcome.name: outcome.ran for outcome in outcomes}
+
+    def left_behind(self) -> list[str]:
+        return sorted(path.name for path in (self.run / "notebooks").iterdir())
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_what_is_unchanged_is_skipped_and_changes_ripple_down(bench, tmp_path, monkeypatch, capsys):
+    foreign = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"  # a kernel that must not be taken
+    files.write_text(foreign, json.dumps({"argv": ["false"], "display_name": "foreign", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    bench.notebook("01-first", WRITE_A)
+    bench.notebook("02-second", WRITE_B)
+    first, second = {"outputs": ["a.txt"]}, {"outputs": ["b.txt"], "parameters": {"factor": 2}}
+    bench.parameters(**{"01_first": first, "02_second": second})
+
+    assert bench.reproduce() == {"01-first": True, "02-second": True}
+    assert (bench.run / "b.txt").read_text() == f"1 {sys.executable}2"
+    assert bench.left_behind() == ["01-first.ipynb", "01-first.json", "02-second.ipynb", "02-second.json"]
+    record = files.load(NotebookRecord, bench.run / "notebooks" / "02-second.json")
+    assert record.parameters == {"run": "try", "factor": 2}
+    assert record.outputs.keys() == {"b.txt"}
+    assert record.environment.versions["hiertrain"]
+    assert capsys.readouterr().out.startswith("01-first")
+    assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
+
+    assert bench.reproduce() == {"01-first": False, "02-second": False}
+    (bench.run / "a.txt").unlink()  # is made again, with the content that the second notebook has seen
+    assert bench.reproduce() == {"01-first": True, "02-second": False}
+    bench.parameters(**{"01_first": {**first, "parameters": {"factor": 5}}, "02_second": second})
+    assert bench.reproduce() == {"01-first": True, "02-second": True}
+    assert (bench.run / "b.txt").read_text().startswith("5 ")
+    files.write_text(bench.notebooks / "testbeds" / "local.yml", "changed")
+    assert bench.reproduce(only=["01-first"]) == {"01-first": True}
+    assert bench.reproduce(only=["01-first"], force=True) == {"01-first": True}
+
+
+def test_an_error_names_notebook_and_cell_and_leaves_no_success(bench):
+    bench.notebook("01-first", "value = 3", "# what is wrong\nassert value == 4, 'three'")
+    bench.notebook("02-second", WRITE_B)
+    bench.parameters(**{"01_first": {"outputs": ["a.txt"]}, "02_second": {"outputs": ["b.txt"]}})
+    for stale in ("01-first.json", "01-first.ipynb"):
+        files.write_text(bench.run / "notebooks" / stale, "{}")
+    with pytest.raises(NotebookError, match=r"01-first: cell (\d+) of .*`# what is wrong`: AssertionError: three") as e:
+        bench.reproduce()
+    assert "----> 2 assert value == 4" in str(e.value)
+    assert bench.left_behind() == ["01-first.failed.ipynb"]
+    copy = nbformat.read(bench.run / "notebooks" / "01-first.failed.ipynb", as_version=4)
+    number = int(str(e.value).split("cell ")[1].split()[0])
+    assert copy.cells[number - 1].source.startswith("# what is wrong")
+
+
+def test_a_dead_kernel_names_the_cell(bench):
+    bench.notebook("01-first", "os.kill(os.getpid(), 9)")
+    bench.parameters(**{"01_first": {"outputs": ["a.txt"]}})
+    with pytest.raises(NotebookError, match=r"01-first: cell 5 of .*`os.kill\(os.getpid\(\), 9\)`: the kernel died"):
+        bench.reproduce()
+    assert bench.left_behind() == ["01-first.failed.ipynb"]
+
+
+def test_outputs_must_be_written_by_this_execution(bench):
+    bench.notebook("01-first", "factor")
+    bench.parameters(**{"01_first": {"outputs": ["a.txt"]}})
+    files.write_text(bench.run / "a.txt", "from an earlier time")
+    with pytest.raises(NotebookError, match=r"01-first: output a\.txt was there before and was not rewritten"):
+        bench.reproduce()
+    (bench.run / "a.txt").unlink()
+    with pytest.raises(NotebookError, match=r"01-first: output a\.txt was not produced"):
+        bench.reproduce()
+    assert bench.left_behind() == ["01-first.failed.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"parameters": {"facter": 2}}, r"01-first: parameter 'facter' does not exist; did you mean 'factor'\?"),
+        ({"parameters": {"zzz": 2}}, r"parameter 'zzz' does not exist; there are run, factor, names, bare"),
+        ({"parameters": {"factor": "2"}}, r"parameter 'factor': must be a int, got '2'"),
+        ({"parameters": {"names": ["a", 1]}}, r"parameter 'names': must be a list\[str\], got \['a', 1\]"),
+        ({"parameters": {"bare": 1}}, r"parameter 'bare': the notebook gives it no type"),
+        ({"parameters": {"run": "other"}}, r"parameter 'run' is set by the driver"),
+        ({"outputs": ["../a.txt"]}, r"output '\.\./a\.txt': must be a path inside the run's folder"),
+        ({"outputs": []}, r"small\.yml: notebooks\.01-first\.outputs: .*at least 1"),
+        ({"output": ["a.txt"]}, r"small\.yml: notebooks\.01-first\.output: unknown field"),
+    ],
+)
+def test_a_bad_parameter_file_is_refused_before_anything_runs(bench, part, message):
+    bench.notebook("01-first", WRITE_A)
+    bench.parameters(**{"01_first": {"outputs": ["a.txt"], **part}})
+    with pytest.raises(InputError, match=message):
+        bench.reproduce()
+    assert not bench.results.exists()
+
+
+def test_missing_things_are_named(bench):
+    bench.notebook("01-first", WRITE_A)
+    bench.notebook("02-untagged", WRITE_A, tags=())
+    (bench.notebooks / "03-broken.ipynb").write_text("no notebook")
+    for name, message in [
+        ("01_frist", r"notebook '01-frist' does not exist; did you mean '01-first'\?"),
+        ("02_untagged", r"02-untagged\.ipynb: no cell is tagged 'parameters'"),
+        ("03_broken", r"03-broken\.ipynb: not a notebook that can be executed"),
+    ]:
+        bench.parameters(**{"01_first": {"outputs": ["a.txt"]}, name: {"outputs": ["b.txt"]}})
+        with pytest.raises(InputError, match=message):
+            prepare("small", notebooks=bench.notebooks, results=bench.results)
+    with pytest.raises(InputError, match=r"parameter file 'smoll' does not exist; did you mean 'small'\?"):
+        prepare("smoll", notebooks=bench.notebooks)
+    bench.parameters(**{"01_first": {"outputs": ["a.txt"]}})
+    with pytest.raises(InputError, match=r"notebook '02' does not exist"):
+        bench.reproduce(only=["02"])
+    with pytest.raises(InputError, match=r"run name '\.\./x'"):
+        bench.reproduce(run="../x")
+    assert not bench.results.exists()
+
+
+def test_an_interrupt_stops_the_kernel_and_keeps_what_is_finished(bench, tmp_path):
+    """Ctrl-C in the middle of the second notebook: its own clean-up code still runs."""
+    bench.notebook("01-first", WRITE_A)
+    wait = 'try:\n    (folder / "pid").write_text(str(os.getpid()))\n    time.sleep(100)\nfinally:\n'
+    bench.notebook("02-second", wait + '    (folder / "cleaned").touch()')
+    bench.parameters(**{"01_first": {"outputs": ["a.txt"]}, "02_second": {"outputs": ["b.txt"]}})
+    code = f"""
+from pathlib import Path
+from hiertrain.reproduce import reproduce
+reproduce("small", notebooks=Path({str(bench.notebooks)!r}), results=Path({str(bench.results)!r}))
+"""
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        driver = subprocess.Popen([sys.executable, "-c", code], stdout=output, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 60
+    while not (bench.run / "pid").is_file() or not (bench.run / "pid").read_text():
+        assert driver.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGINT)
+    driver.wait(timeout=30)
+    assert "02-second: interrupted; finished notebooks are kept" in log.read_text()
+    assert (bench.run / "cleaned").exists()
+    assert not psutil.pid_exists(int((bench.run / "pid").read_text()))
+    assert bench.left_behind() == ["01-first.ipynb", "01-first.json", "02-second.failed.ipynb"]
+    assert bench.reproduce(only=["01-first"]) == {"01-first": False}
