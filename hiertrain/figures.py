@@ -152,7 +152,7 @@ def plot_layer_times(df: pd.DataFrame, source: Source) -> Figure:
 def plot_fit(df: pd.DataFrame, source: Source) -> Figure:
     """Whether a fixed part plus a part per sample describes the times, one panel per layer.
 
-    Columns: layer, samples, median_ms, spread_ms (half the length of the error bar), fitted_ms.
+    Columns: layer, samples, median_ms, spread_ms (length of the error bar), fitted_ms.
     """
     _check(df, ["layer", "samples", "median_ms", "spread_ms", "fitted_ms"])
     layers = df["layer"].unique()
@@ -162,7 +162,7 @@ def plot_fit(df: pd.DataFrame, source: Source) -> Figure:
         fig, axes = _figures(rows, columns, 0.6 + 1.1 * rows)
         for ax, layer in zip(axes, layers, strict=False):
             points = df[df["layer"] == layer].sort_values("samples")
-            ax.errorbar(points["samples"], points["median_ms"], yerr=points["spread_ms"], fmt="o", color=BLUE,
+            ax.errorbar(points["samples"], points["median_ms"], yerr=points["spread_ms"] / 2, fmt="o", color=BLUE,
                         label=source)  # fmt: skip
             ax.plot(points["samples"], points["fitted_ms"], color=ORANGE, label="fitted: fixed + per sample")
             ax.set_title(layer, loc="left")

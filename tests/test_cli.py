@@ -99,7 +99,7 @@ DEEP = {**PLAN["workers"], "edge": {"parent": None, "depth": 4, "samples": 24}}
     ("file", "options", "message"),
     [
         (broken("profile", workers={"device": NEGATIVE}), [], "workers.device.layers.0.forward.fixed_s: .*got -1"),
-        (broken("profile", workers={"edge": PROFILE["workers"]["edge"]}), [], "data holder 'device' is not in the profile"),
+        (broken("profile", workers={"edge": PROFILE["workers"]["edge"]}), [], "holder 'device' is not in the profile"),
         (broken("profile", colour="red"), [], "colour: unknown field"),
         (broken("network", links=NETWORK["links"][:1]), [], "no link from 'edge' to 'device'"),
         (broken("network", links=[{**NETWORK["links"][0], "bandwidth_mbps": 0}]), [], "bandwidth_mbps: .*got 0"),

@@ -185,7 +185,7 @@ def test_a_failing_worker_ends_the_session_with_its_name() -> None:
     training = training_settings(LENET, dataset, 12, iterations=1)
     nowhere = training.model_copy(update={"dataset": "nothing"})
     with open_local(free) as opened:
-        with pytest.raises(WorkerError, match="worker device failed: InputError: .*nothing"):
+        with pytest.raises(WorkerError, match=r"worker device failed: InputError: .*nothing"):
             train(opened, problem, PLANS["star"], nowhere)
         assert all(not alive(worker.process.pid) for worker in opened._workers.values())
 

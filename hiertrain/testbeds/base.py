@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import IO, Literal
@@ -120,6 +120,7 @@ class Testbed:
         self._tags = count()
         self._answers: queue.SimpleQueue[tuple[str, Answer | None, bytes]] = queue.SimpleQueue()
         self._workers: dict[str, _Worker] = {}
+        self._logs = ExitStack()
         try:
             store_host, *_ = hosts  # the first worker serves the rendezvous store
             for name, host in hosts.items():
@@ -188,10 +189,10 @@ class Testbed:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
-            worker.log.close()
+        self._logs.close()
 
     def _start(self, name: str, host: Host, arguments: list[str]) -> None:
-        log = tempfile.TemporaryFile()  # closed with the worker's entry
+        log = self._logs.enter_context(tempfile.TemporaryFile())
         process = subprocess.Popen(
             [*host.command, "--name", name, *arguments],
             stdin=subprocess.PIPE,
