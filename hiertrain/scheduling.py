@@ -225,6 +225,7 @@ def _tree_model(
 def _new_solver(seed: int, attempt: int, seconds: float) -> cp_model.CpSolver:
     """One slice of the search. Only the wall clock, which is the user's limit, can end it at an uncertain point."""
     solver = cp_model.CpSolver()
+    solver.parameters.catch_sigint_signal = False  # it would leave Ctrl-C fatal, without clean-up, for good
     solver.parameters.num_workers = 1  # deterministic, and faster than two
     solver.parameters.random_seed = (seed + attempt) % 2**31
     solver.parameters.linearization_level = 2  # at level 1 the proofs take more than ten times as long

@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,19 @@ def test_optimize_prints_the_plan_the_bound_and_the_status(folder: Path, capsys:
     solution = files.load(Solution, output)
     assert main(["predict", *inputs(folder), "--plan", str(output)]) == 0
     assert f"predicted: {solution.objective_s * 1e3:.3f} ms per iteration" in capsys.readouterr().out
+
+
+def test_ctrl_c_is_still_python_s_after_a_solve(folder: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from hiertrain.cli import main\n"
+        f"assert main({['optimize', *inputs(folder)]}) == 0\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(42)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 42
 
 
 def test_constraints_of_the_command_line_are_honoured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,7 @@ class Testbed:
         self._logs.close()
 
     def _start(self, name: str, host: Host, arguments: list[str]) -> None:
-        log = self._logs.enter_context(tempfile.TemporaryFile())
+        log = self._logs.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         process = subprocess.Popen(
             [*host.command, "--name", name, *arguments],
             stdin=subprocess.PIPE,
