@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from hiertrain.chain import Chain
 from hiertrain.datasets import Dataset, iterations_per_epoch
 from hiertrain.jobs import (
     ModelSettings,
@@ -35,7 +36,7 @@ from hiertrain.plan import Plan, Problem
 from hiertrain.profile import Profile, WorkerProfile
 from hiertrain.program import Program, Span, Timeline, compile_plan, dry_run, simulate
 from hiertrain.runtime import unpack_state
-from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.base import Testbed, TestbedSettings
 from hiertrain.values import InputError
 
 EVALUATION_BATCH = 500
@@ -198,7 +199,8 @@ def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) ->
     The program is dry-run before anything starts. Raises InputError when plan, problem and training do not fit, and
     WorkerError when a worker fails.
     """
-    chain = problem.profile.chain
+    chain = build_model(**dict(training.model)).chain
+    _check_profile(problem.profile, chain, testbed.settings)
     if plan.batch_size != training.batch_size:
         raise InputError(f"plan has the batch size {plan.batch_size}, the training {training.batch_size}")
     if set(plan.workers) - set(testbed.workers):
@@ -229,6 +231,21 @@ def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) ->
     trained = {name: answer for name, answer in answers.items() if isinstance(answer, Trained)}
     losses = np.sum([answer.losses for answer in trained.values()], axis=0)
     return TrainingRun(plan, program, tuple(losses.tolist()), trained, snapshots)
+
+
+def _check_profile(profile: Profile, chain: Chain, settings: TestbedSettings) -> None:
+    """Raise InputError unless the profile is of this very chain, and of workers as fast as the testbed's."""
+    if profile.layers != chain.layers:
+        raise InputError(
+            f"profile: its {len(profile.layers)} layers of {profile.model} for samples of {profile.sample_bytes} bytes "
+            f"are not the {chain.depth} layers of {chain.model} for samples of {chain.sample_bytes} bytes to be trained"
+        )
+    for name, worker in settings.workers.items():
+        if name in profile.workers and profile.workers[name].slowdown != worker.slowdown:
+            raise InputError(
+                f"profile: worker {name!r} has the slowdown {profile.workers[name].slowdown:g}, the testbed's has "
+                f"{worker.slowdown:g}; they must be the same"
+            )
 
 
 def trained_model(training: Training, snapshot: bytes) -> ChainModel:

@@ -174,6 +174,15 @@ def test_what_does_not_fit_is_refused_before_any_work(testbed: Testbed) -> None:
         train(testbed, problem, tree(12, device=(None, 14, 12)), training)
     with pytest.raises(InputError, match="the testbed has"):
         train(testbed, problem, tree(12, "phone", phone=(None, 13, 12)), training)
+    other = instant_problem(build_model("lenet5").chain, 12, Execution.paper())
+    with pytest.raises(
+        InputError, match="for samples of 3072 bytes are not the 13 layers of lenet5 for samples of 1024"
+    ):
+        train(testbed, other, PLANS["star"], training)
+    slower = problem.profile.workers["edge"].model_copy(update={"slowdown": 4.0})
+    profile = problem.profile.model_copy(update={"workers": {**problem.profile.workers, "edge": slower}})
+    with pytest.raises(InputError, match="'edge' has the slowdown 4, the testbed's has 1"):
+        train(testbed, Problem(profile, problem.network, 12, "device"), PLANS["star"], training)
     with pytest.raises(InputError, match="takes samples"):
         training_settings(ModelSettings(name="lenet5", sample_shape=(3, 32, 32)), dataset, 12)
 
