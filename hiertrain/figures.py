@@ -1,18 +1,19 @@
 """DataFrame -> Figure, one message each, one column (3.4 in) wide. Units stand in the column names.
 
 Every figure says whether it shows something measured (real run), emulated (real run with slowed compute) or predicted
-(cost model). The colours are those of Okabe and Ito, which stay apart for colour-blind readers.
+(cost model). The colours are seaborn's palette for colour-blind readers.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -28,10 +29,8 @@ Source = Literal["predicted", "emulated", "measured"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 WIDTH_IN = 3.4
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
-GREY = "#8C8C8C"
+BLACK = "#000000"
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, _, _, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()
 SOURCE_COLOURS = {"predicted": ORANGE, "emulated": SKY, "measured": BLUE}
 ACTION_COLOURS = {
     Kind.FORWARD: BLUE,
@@ -70,9 +69,9 @@ STYLE: dict[RcKeyType, object] = {
     "axes.labelsize": 7,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#DDDDDD",
+    "axes.edgecolor": BLACK,
+    "xtick.bottom": True,
+    "ytick.left": True,
     "grid.linewidth": 0.5,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.0,
@@ -87,8 +86,8 @@ STYLE: dict[RcKeyType, object] = {
 
 
 def use_style() -> AbstractContextManager[None]:
-    """The style sheet, as a context: ``with use_style():``."""
-    return plt.rc_context(STYLE)
+    """The style sheet over seaborn's white grid, as a context: ``with use_style():``."""
+    return plt.rc_context({**cast("dict[RcKeyType, object]", sns.axes_style("whitegrid")), **STYLE})
 
 
 def save_figure(fig: Figure, name: str, run: str, data: pd.DataFrame, root: Path = RESULTS) -> None:
