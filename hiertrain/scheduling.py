@@ -1,8 +1,8 @@
 """The optimal plan: the paper's optimization stage, over every rooted tree of workers, with OR-Tools' CP-SAT.
 
-A heuristic finds a good plan in each tree; bounds then discard most trees, and most depths of the others; what is left
-of each tree becomes one small model, solved in sequence, cut off by the best plan so far. Times in seconds; inside
-the models whole units of time (see ``integers``). The reported time is always the cost model's.
+A heuristic finds a good plan in each tree; bounds then discard most trees, and most depths and splits of the others;
+what is left of each tree becomes one small model, solved in sequence, cut off by the best plan so far. Times in
+seconds; inside the models whole units of time (see ``integers``). The reported time is always the cost model's.
 """
 
 import time
@@ -14,19 +14,20 @@ from typing import cast
 import numpy as np
 from ortools.sat.python import cp_model
 
-from hiertrain.bounds import Integers, Tree
+from hiertrain.bounds import Boxes, Integers, Tree
 from hiertrain.files import parse
 from hiertrain.integers import TIE, IntegerCosts, integer_costs
 from hiertrain.plan import Problem
-from hiertrain.search import Candidate, Searched, sample_ranges, survey, trees
+from hiertrain.search import Candidate, Searched, ranges, survey, trees
 from hiertrain.solution import Progress, Settings, Shape, Solution
 from hiertrain.values import InputError
 
 # "optimal" means that no admissible plan is faster by more than this share of the plan's time. Plans whose times
 # differ by less than half of it count as equal, and the one with the fewest active workers is returned.
 RESOLUTION = 2 * TIE
-# Deterministic seconds of the first attempt at a tree; each further one has twice as many, and another seed.
-FIRST_SLICE = 4.0
+# Deterministic seconds of the first attempt at a tree; each further one has twice as many, another seed, and boxes
+# halved further. Most proofs need less than a third of it; what needs more ends sooner by starting again.
+FIRST_SLICE = 0.25
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class _Variables:
 
 
 def _new_variables(
-    model: cp_model.CpModel, problem: Problem, tree: Tree, depths: list[tuple[int, int]], limit: int
+    model: cp_model.CpModel, problem: Problem, tree: Tree, within: Boxes | None, limit: int
 ) -> _Variables:
     layers, size = problem.profile.chain.depth, len(tree.workers)
-    low, high = (bounds.tolist() for bounds in sample_ranges(problem, tree))
+    depths, samples = ranges(problem, tree, within)
     reaches = [
         [
             model.new_constant(int(layer <= first)) if not first < layer <= last else model.new_bool_var("")
@@ -67,7 +68,7 @@ def _new_variables(
 
     return _Variables(
         reaches=reaches,
-        samples=[counts(low[worker], high[worker]) for worker in range(size)],
+        samples=[counts(first, last) for first, last in samples],
         computes=[
             [model.new_bool_var("") for _ in range(layers)] if tree.children[worker] else reaches[worker]
             for worker in range(size)
@@ -208,11 +209,11 @@ def _add_gradients(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, var
 
 
 def _tree_model(
-    problem: Problem, tree: Tree, costs: IntegerCosts, depths: list[tuple[int, int]]
+    problem: Problem, tree: Tree, costs: IntegerCosts, within: Boxes | None
 ) -> tuple[cp_model.CpModel, _Variables]:
-    """The plans of one tree that take at most the limit, with the depth of each worker within a range; least time."""
+    """The plans of one tree within the boxes that take at most the limit; least time."""
     model = cp_model.CpModel()
-    variables = _new_variables(model, problem, tree, depths, costs.limit)
+    variables = _new_variables(model, problem, tree, within, costs.limit)
     _add_structure(model, problem, tree, variables)
     _add_memory_limits(model, problem, tree, variables)
     _add_forward(model, tree, costs, variables)
@@ -231,7 +232,7 @@ def _new_solver(seed: int, attempt: int, seconds: float) -> cp_model.CpSolver:
     solver.parameters.linearization_level = 2  # at level 1 the proofs take more than ten times as long
     # CP-SAT 9.15's presolve returns wrong answers otherwise: google/or-tools issue 5293.
     solver.parameters.presolve_inclusion_work_limit = 0
-    solver.parameters.max_deterministic_time = FIRST_SLICE * 2 ** min(attempt, 6)
+    solver.parameters.max_deterministic_time = FIRST_SLICE * 2 ** min(attempt, 10)
     solver.parameters.max_time_in_seconds = seconds
     return solver
 
@@ -296,7 +297,7 @@ def _survey(problem: Problem, shape: Shape, deadline: float) -> list[Searched]:
     search: list[Searched] = []
     for tree in trees(problem, shape):
         late = time.monotonic() >= deadline and any(searched.plan is not None for searched in search)
-        search.append(Searched.unknown(tree) if late else survey(problem, tree))
+        search.append(Searched(tree) if late else survey(problem, tree))
     if all(searched.plan is None for searched in search):
         _add_first_plan(problem, search, shape)
     return search
@@ -313,13 +314,17 @@ def _chosen(search: list[Searched]) -> Searched:
 
 
 def _prove(problem: Problem, search: list[Searched], searched: Searched, seed: int, deadline: float) -> None:
-    """Raise a tree's bound to the best time of all, or find its best plan where that is better."""
+    """Raise a tree's bound to the best time of all, or find its best plan where that is better.
+
+    The bounds drop only what is slower than a tie, so that ties are left to the model.
+    """
     attempt = 0
     while len(searched.tree.workers) > 1 and time.monotonic() < deadline:  # a single worker has a single plan
         best_s = _best_s(search)
+        searched.narrow(problem, best_s * (1 + TIE))
         wins_ties = search.index(searched) < search.index(_chosen(search))
         limit_s = best_s if wins_ties else best_s * (1 - TIE)
-        if searched.bound_s > limit_s or (searched.bound_s == limit_s and not wins_ties):
+        if searched.closed or searched.bound_s > limit_s or (searched.bound_s == limit_s and not wins_ties):
             return
         solver = _new_solver(seed, attempt, deadline - time.monotonic())
         if _solve(problem, searched, best_s, limit_s, solver) == cp_model.INFEASIBLE:
@@ -333,7 +338,7 @@ def _solve(
 ) -> cp_model.CpSolverStatus:
     """Search a tree for plans within the limit; record the best one found, and what is proven of all others."""
     costs = integer_costs(problem, searched.tree, best_s, limit_s)
-    model, variables = _tree_model(problem, searched.tree, costs, searched.depth_ranges(limit_s))
+    model, variables = _tree_model(problem, searched.tree, costs, searched.boxes)
     status = solver.solve(model)
     if status == cp_model.MODEL_INVALID:
         raise AssertionError(f"the model of {searched.tree} is invalid: {model.validate()}")
@@ -362,9 +367,7 @@ def _add_first_plan(problem: Problem, search: list[Searched], shape: Shape) -> N
 def _any_plan(problem: Problem, tree: Tree) -> Candidate | None:
     """A plan of the tree that keeps the memory limits, whatever its time."""
     model = cp_model.CpModel()
-    layers = problem.profile.chain.depth
-    depths = [(layers, layers), *[(1, layers)] * (len(tree.workers) - 1)]
-    variables = _new_variables(model, problem, tree, depths, limit=0)
+    variables = _new_variables(model, problem, tree, None, limit=0)
     _add_structure(model, problem, tree, variables)
     _add_memory_limits(model, problem, tree, variables)
     solver = _new_solver(0, 0, float("inf"))

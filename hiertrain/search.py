@@ -1,11 +1,12 @@
-"""Search for good plans without a solver: which trees there are, and a heuristic for the first plan of each.
+"""Search without a solver: which trees there are, a heuristic for the first plan of each, and where the best can be.
 
 The heuristic evaluates all depths with coarse splits of the mini-batch, then improves the best of them by moving
-samples and depths in shrinking steps. Times in seconds.
+samples and depths in shrinking steps. Boxes that hold only plans slower than the best known one are left out, by
+halving them a few times, which leaves a small part of each tree to the solver. Times in seconds.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, permutations, product
 
 import numpy as np
@@ -17,6 +18,9 @@ from hiertrain.solution import Shape
 
 # Trees with more combinations of depths than this are not bounded.
 NARROWING_LIMIT = 100_000
+# How often the boxes of a tree are halved before each attempt to solve it, and how many boxes at most.
+HALVINGS = 10
+BOXES_LIMIT = 8_192
 # Trees with more combinations of depths than this are searched on a coarser grid of depths.
 DEPTHS_LIMIT = 1_600
 # Own samples are first tried in this many steps, shared between the tree's edges; the best KEPT plans are improved.
@@ -85,6 +89,17 @@ def sample_ranges(problem: Problem, tree: Tree) -> tuple[Integers, Integers]:
     if problem.samples_stay:
         high[[name != problem.data_holder for name in tree.workers]] = 0
     return low, high
+
+
+def ranges(problem: Problem, tree: Tree, within: Boxes | None) -> tuple[list[list[int]], list[list[int]]]:
+    """Each worker's least and greatest depth and number of own samples in the boxes; without boxes, in all plans."""
+    if within is None:
+        layers = problem.profile.chain.depth
+        low, high = sample_ranges(problem, tree)
+        return [[layers if parent < 0 else 1, layers] for parent in tree.parents], np.array([low, high]).T.tolist()
+    depths = np.array([within.depths.min(axis=1), within.depths.max(axis=1)]).T
+    samples = np.array([within.low.min(axis=1), within.high.max(axis=1)]).T
+    return depths.tolist(), samples.tolist()
 
 
 def depth_grid(tree: Tree, depths: Integers, chain_depth: int) -> Integers:
@@ -175,15 +190,11 @@ class Searched:
     """What is known of one tree: bounds on its plans, and its best plan so far."""
 
     tree: Tree
-    depths: Integers  # (k, P): all combinations of depths; only the least and the greatest where they are too many
-    bounds_s: Floats  # (P,): bounds on all plans with those depths
-    bound_s: float  # on all plans of the tree
+    boxes: Boxes | None = None  # where its best plans are; None: anywhere, since there are too many depths
+    bounds_s: Floats = field(default_factory=lambda: np.empty(0))  # on the plans of each box
+    bound_s: float = 0.0  # on all plans of the tree
     time_s: float = float("inf")
     plan: Plan | None = None
-
-    @classmethod
-    def unknown(cls, tree: Tree) -> "Searched":
-        return cls(tree, np.empty((len(tree.workers), 0), dtype=int), np.empty(0), bound_s=0.0)
 
     def record(self, problem: Problem, found: Candidate) -> None:
         """Keep a plan if it is the tree's best. Its time is the cost model's."""
@@ -192,23 +203,55 @@ class Searched:
         if time_s < self.time_s:
             self.plan, self.time_s = plan, time_s
 
-    def depth_ranges(self, limit_s: float) -> list[tuple[int, int]]:
-        """Each worker's least and greatest depth among the depths whose bound is within the limit."""
-        left = self.depths[:, self.bounds_s <= limit_s]
-        return list(zip(left.min(axis=1).tolist(), left.max(axis=1).tolist(), strict=True))
+    @property
+    def closed(self) -> bool:
+        """Whether no plan is within the limit to which the boxes were narrowed."""
+        return self.boxes is not None and self.bounds_s.size == 0
+
+    def narrow(self, problem: Problem, limit_s: float) -> None:
+        """Halve the boxes several times, and drop those whose bound is above the limit."""
+        if self.boxes is None:
+            return
+        evaluator = Evaluator(problem, self.tree)
+        self._keep(self.boxes, self.bounds_s, limit_s)
+        for _ in range(HALVINGS):
+            if 0 < self.bounds_s.size <= BOXES_LIMIT:
+                halves = _halves(self.boxes, problem.batch_size)
+                self._keep(halves, evaluator.bounds_s(halves), limit_s)
+
+    def _keep(self, boxes: Boxes, bounds_s: Floats, limit_s: float) -> None:
+        within = np.flatnonzero(bounds_s <= limit_s)
+        self.boxes, self.bounds_s = boxes.take(within), bounds_s[within]
+        self.bound_s = max(self.bound_s, float(self.bounds_s.min(initial=limit_s)))
+
+
+def _halves(boxes: Boxes, batch_size: int) -> Boxes:
+    """Each box cut in two at its widest range of samples, 0 apart from the rest; without what no split can reach."""
+    column = np.arange(boxes.depths.shape[1])
+    widest = np.argmax(boxes.high - boxes.low, axis=0)
+    first, last = boxes.low[widest, column], boxes.high[widest, column]
+    middle = np.where(first == 0, 0, (first + last) // 2)
+    lower_high, upper_low = boxes.high.copy(), boxes.low.copy()
+    lower_high[widest, column], upper_low[widest, column] = middle, middle + 1
+    depths = np.concatenate([boxes.depths, boxes.depths], axis=1)
+    low = np.concatenate([boxes.low, upper_low], axis=1)
+    high = np.concatenate([lower_high, boxes.high], axis=1)
+    low, high = (
+        np.maximum(low, batch_size - (high.sum(axis=0) - high)),
+        np.minimum(high, batch_size - (low.sum(axis=0) - low)),
+    )
+    return Boxes(depths, low, high).take(np.flatnonzero((low <= high).all(axis=0)))
 
 
 def survey(problem: Problem, tree: Tree) -> Searched:
     """Bounds on a tree's plans, and the heuristic's plan."""
     evaluator = Evaluator(problem, tree)
-    layers = np.arange(1, evaluator.depth + 1)
+    searched = Searched(tree)
     if evaluator.depth ** (len(tree.workers) - 1) <= NARROWING_LIMIT:
-        depths = depth_grid(tree, layers, evaluator.depth)
-        bounds_s = evaluator.bounds_s(_whole_boxes(evaluator, depths))
-    else:
-        depths = np.array([depth_grid(tree, layers[[end]], evaluator.depth)[:, 0] for end in (0, -1)]).T
-        bounds_s = np.zeros(2)
-    searched = Searched(tree, depths, bounds_s, float(bounds_s.min()))
+        layers = np.arange(1, evaluator.depth + 1)
+        searched.boxes = _whole_boxes(evaluator, depth_grid(tree, layers, evaluator.depth))
+        searched.bounds_s = evaluator.bounds_s(searched.boxes)
+        searched.bound_s = float(searched.bounds_s.min())
     found = good_plan(evaluator)
     if found is not None:
         searched.record(problem, found)

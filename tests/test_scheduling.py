@@ -14,6 +14,7 @@ from hiertrain.bounds import Boxes, Evaluator
 from hiertrain.chain import Layer
 from hiertrain.cost import iteration_s, memory_bytes
 from hiertrain.network import Link, Network
+from hiertrain.paths import DATA
 from hiertrain.plan import Plan, Problem, check_plan
 from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.scheduling import RESOLUTION, Progress, Solution, optimize
@@ -89,17 +90,18 @@ def test_constraints_match_enumeration(problem: Problem, shape: search.Shape) ->
         check_solution(problem, optimize(problem, shape=shape), optimum_s)
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
-@given(constrained_problems(max_layers=3, max_batch=4))
-def test_models_alone_match_enumeration(problem: Problem) -> None:
-    """Without heuristic and bounds for more than one worker, so that the solver has to find and prove all of that."""
+@pytest.mark.parametrize(("limit", "value"), [("NARROWING_LIMIT", 1), ("HALVINGS", 0), ("HALVINGS", 2)])
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(problem=constrained_problems(max_layers=3, max_batch=4))
+def test_models_alone_match_enumeration(limit: str, value: int, problem: Problem) -> None:
+    """Without heuristic and with little or no narrowing for more than one worker: the solver has to find and prove."""
     optimum_s, _ = enumerated_optimum(problem)
     if optimum_s == float("inf"):
         return  # the test above covers the error
     heuristic = search.good_plan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "good_plan", lambda e: heuristic(e) if len(e.tree.workers) == 1 else None)
-        patch.setattr(search, "NARROWING_LIMIT", 1)
+        patch.setattr(search, limit, value)
         solution = optimize(problem)
     check_solution(problem, solution, optimum_s)
 
@@ -173,6 +175,23 @@ def large_problem(layers: int, batch_size: int, cloud_mbps: float, seed: int) ->
 @pytest.mark.parametrize("cloud_mbps", [2.0, 20.0])
 def test_large_problems_match_branch_and_bound(layers: int, batch_size: int, cloud_mbps: float) -> None:
     problem = large_problem(layers, batch_size, cloud_mbps, seed=layers)
+    check_solution(problem, optimize(problem), branch_and_bound_optimum(problem))
+
+
+@pytest.mark.parametrize("model", ["lenet5", "alexnet", "vgg16", "resnet50"])
+def test_recorded_profiles_match_branch_and_bound(model: str) -> None:
+    rates = {("device", "edge"): 20.0, ("edge", "cloud"): 5.0, ("device", "cloud"): 5.0}
+    links = [
+        Link(source=source, target=target, bandwidth_mbps=rate, latency_ms=10.0)
+        for (a, b), rate in rates.items()
+        for source, target in ((a, b), (b, a))
+    ]
+    problem = Problem(
+        profile=files.load(Profile, DATA / "profiles" / f"{model}.json"),
+        network=Network(links=tuple(links)),
+        batch_size=32,
+        data_holder="device",
+    )
     check_solution(problem, optimize(problem), branch_and_bound_optimum(problem))
 
 
