@@ -1,6 +1,7 @@
 """``hiertrain``: what people do without a notebook. Every command reads and writes the JSON files of the workbench.
 
-Exit status: 0 success, 1 a worker or notebook failed, 2 bad input (one line says what), 130 interrupted.
+Exit status: 0 success, 1 a worker or notebook failed, 2 bad input (one line says what), 130 interrupted. Each command
+imports what it needs, so that help and plans do not wait for PyTorch.
 """
 
 import argparse
@@ -8,27 +9,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from hiertrain import files
 from hiertrain.cost import iteration_s
-from hiertrain.datasets import load_dataset
 from hiertrain.jobs import ModelSettings, OptimizerSettings
-from hiertrain.models import build_model
 from hiertrain.network import Network
 from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
 from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, simulate
-from hiertrain.records import save_record
-from hiertrain.reference import train_on_one_process
-from hiertrain.reproduce import NotebookError, reproduce
-from hiertrain.scheduling import optimize
 from hiertrain.solution import Solution
-from hiertrain.stages import accuracy, measure_layers, measure_links, train, trained_model, training_settings
-from hiertrain.testbeds.base import Testbed, TestbedSettings, WorkerError
+from hiertrain.testbeds.base import Testbed, TestbedSettings
 from hiertrain.testbeds.local import open_local
-from hiertrain.values import InputError
+from hiertrain.values import InputError, RunError
 
 EXECUTIONS = {"paper": Execution.paper(), "paper-float32": Execution(sample_encoding="float32")}
 LOCAL = NOTEBOOKS / "testbeds" / "local.yml"
@@ -42,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"hiertrain: error: {error}", file=sys.stderr)
         return 2
-    except (WorkerError, NotebookError) as error:
+    except RunError as error:
         print(f"hiertrain: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -174,6 +166,9 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
+    from hiertrain.models import build_model
+    from hiertrain.stages import measure_layers
+
     model = ModelSettings(name=options.model)
     build_model(**dict(model))  # a model that cannot be had is found out before any process starts
     with _open(options.testbed) as testbed:
@@ -192,6 +187,8 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _links(options: argparse.Namespace) -> None:
+    from hiertrain.stages import measure_links
+
     with _open(options.testbed) as testbed:
         network = measure_links(testbed)
         kind = testbed.settings.kind_of_times
@@ -222,6 +219,14 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from hiertrain.datasets import load_dataset
+    from hiertrain.models import build_model
+    from hiertrain.records import save_record
+    from hiertrain.reference import train_on_one_process
+    from hiertrain.stages import accuracy, measure_layers, measure_links, train, trained_model, training_settings
+
     dataset = load_dataset(options.dataset, options.data)
     training = training_settings(
         ModelSettings(name=options.model, seed=options.seed),
@@ -267,6 +272,8 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
+    from hiertrain.reproduce import reproduce
+
     reproduce(options.parameters, run=options.run, only=options.only, force=options.force)
 
 
@@ -287,6 +294,8 @@ def _load_plan(path: Path) -> Plan:
 
 def _search(options: argparse.Namespace, profile: Profile, network: Network, data_holder: str) -> Solution:
     """Optimize under the constraints of the command line, and print the plan."""
+    from hiertrain.scheduling import optimize
+
     problem = Problem(
         profile,
         network,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +25,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from hiertrain import paths
-from hiertrain.torchvision_ops import torchvision
 from hiertrain.values import InputError
 
-CIFAR10 = torchvision.datasets.CIFAR10
-FASHION_MNIST = torchvision.datasets.FashionMNIST
 FASHION_MNIST_FOLDER = Path("FashionMNIST", "raw")  # in the data folder, as torchvision lays it out
+FASHION_MNIST_FILES = tuple(
+    f"{part}-{content}-ubyte.gz" for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1")
+)
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 DOWNLOAD_TIMEOUT_S = 10.0  # without an answer; a slow download may take longer
 SIDE = 32
@@ -110,31 +111,37 @@ def _order(samples: int, seed: int, epoch: int) -> Tensor:
 
 def _load_cifar10(folder: Path) -> Dataset:
     """CIFAR-10 (Krizhevsky, 2009): 50,000 and 10,000 colour images. Checksums are verified at every reading."""
+    from hiertrain.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
+
+    kind = torchvision.datasets.CIFAR10
     try:
-        return _read_cifar10(folder)
+        return _read_cifar10(kind, folder)
     except RuntimeError:  # torchvision's word for absent or corrupted
-        _download(CIFAR10, folder, f"{CIFAR10.filename}, or what it contains, in {folder}")
-    return _read_cifar10(folder)
+        by_hand = f"{kind.filename}, or what it contains, in {folder}"
+        _download(kind, folder, by_hand, archive=folder / kind.filename, archive_md5=kind.tgz_md5)
+    return _read_cifar10(kind, folder)
 
 
-def _read_cifar10(folder: Path) -> Dataset:
+def _read_cifar10(kind: Callable[..., Any], folder: Path) -> Dataset:
     parts = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the files were pickled by a numpy whose types are deprecated today
         for train in (True, False):
-            part = CIFAR10(folder, train=train)
+            part = kind(folder, train=train)
             parts += [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)]
     return Dataset("cifar10", 10, *parts)
 
 
 def _load_fashion_mnist(folder: Path) -> Dataset:
     """Fashion-MNIST (Xiao et al., 2017): 60,000 and 10,000 grey images of 28x28, padded with black to 32x32."""
-    names = [name for name, _ in FASHION_MNIST.resources]
     own = folder / FASHION_MNIST_FOLDER
     for source in (own, DEBIAN_FASHION_MNIST):
-        if all((source / name).is_file() for name in names):
+        if all((source / name).is_file() for name in FASHION_MNIST_FILES):
             return _read_fashion_mnist(source)
-    _download(FASHION_MNIST, folder, f"{', '.join(names)} in {own}, or Debian's package dataset-fashion-mnist")
+    from hiertrain.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
+
+    by_hand = f"{', '.join(FASHION_MNIST_FILES)} in {own}, or Debian's package dataset-fashion-mnist"
+    _download(torchvision.datasets.FashionMNIST, folder, by_hand)
     return _read_fashion_mnist(own)
 
 
@@ -168,16 +175,21 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     return torch.tensor(np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape))
 
 
-def _download(kind: type[CIFAR10] | type[FASHION_MNIST], folder: Path, by_hand: str) -> None:
-    """Let torchvision download a data set and verify its checksums; files appear in ``folder`` whole or not at all."""
+def _download(
+    kind: Callable[..., Any], folder: Path, by_hand: str, archive: Path | None = None, archive_md5: str = ""
+) -> None:
+    """Let torchvision download a data set and verify its checksums; files appear in ``folder`` whole or not at all.
+
+    An ``archive`` that is already there and has the right checksum is used instead of a download.
+    """
     timeout_s = socket.getdefaulttimeout()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as partial, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tarfile, about the archive's trust; its checksum is verified
-            if kind is CIFAR10:
-                _reuse_archive(folder / CIFAR10.filename, Path(partial))
+            if archive is not None:
+                _reuse_archive(archive, archive_md5, Path(partial))
             kind(partial, download=True)
             _move_files(Path(partial), folder)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -191,13 +203,13 @@ def _download(kind: type[CIFAR10] | type[FASHION_MNIST], folder: Path, by_hand: 
         socket.setdefaulttimeout(timeout_s)
 
 
-def _reuse_archive(archive: Path, partial: Path) -> None:
+def _reuse_archive(archive: Path, md5: str, partial: Path) -> None:
     """Give torchvision an archive that was put into the data folder by hand, when its checksum is right."""
     if not archive.is_file():
         return
     with archive.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
-    if found == CIFAR10.tgz_md5:
+    if found == md5:
         (partial / archive.name).symlink_to(archive.resolve())
 
 

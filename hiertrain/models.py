@@ -21,7 +21,6 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from hiertrain.chain import Chain, Layer
-from hiertrain.torchvision_ops import torchvision
 from hiertrain.tracing import PROBE_BATCHES, cut
 from hiertrain.values import InputError
 
@@ -59,6 +58,8 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def model_names() -> tuple[str, ...]:
     """The names that ``build_model`` knows."""
+    from hiertrain.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
+
     return (*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models))
 
 
@@ -75,7 +76,7 @@ def build_model(
     models, unless given. ``options`` are further arguments of a torchvision model: ``{"dropout": 0.0}`` makes some
     exact. Raises InputError for an unknown name, for a shape or an option that the model does not take.
     """
-    if name not in model_names():
+    if name not in OWN_MODELS and name not in model_names():
         near = difflib.get_close_matches(name, model_names(), n=5)
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise InputError(
@@ -174,6 +175,8 @@ def _state(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _torchvision_model(name: str, classes: int, options: Mapping[str, float]) -> nn.Module:
+    from hiertrain.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
+
     with warnings.catch_warnings():
         # GoogLeNet and Inception announce that their initialisation may change; the versions are pinned.
         warnings.simplefilter("ignore", FutureWarning)

@@ -27,10 +27,10 @@ from tqdm import tqdm
 from hiertrain import files
 from hiertrain.paths import NOTEBOOKS, RESULTS
 from hiertrain.records import Environment, environment_record, package_versions, run_folder
-from hiertrain.values import InputError, Value
+from hiertrain.values import InputError, RunError, Value
 
 
-class NotebookError(RuntimeError):
+class NotebookError(RunError):
     """A notebook failed: an error in a cell, a dead kernel, or an output that did not appear."""
 
 

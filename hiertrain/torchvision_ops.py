@@ -3,7 +3,8 @@
 torchvision's wheel is built for CUDA: beside the CPU torch its compiled operators cannot be loaded, and ``import
 torchvision`` fails because two operators that it extends do not exist. Declaring their schemas first is enough for
 data sets, transforms and classification models, none of which calls them. Where the operators can be loaded nothing
-is declared. All other modules import torchvision from here.
+is declared. All other modules import torchvision from here, and only in the functions that need it: the import takes
+as long as PyTorch's own, which a worker that trains one of our models need not wait for.
 """
 
 import importlib.util

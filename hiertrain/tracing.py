@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,7 +17,6 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from hiertrain.torchvision_ops import torchvision
 from hiertrain.values import InputError
 
 # Two batch sizes tell a dimension that counts samples from one that happens to have the same size.
@@ -359,12 +358,12 @@ def _is_inexact_module(part: nn.Module) -> bool:
     match part:
         case _BatchNorm():
             return True
-        case _DropoutNd() | torchvision.ops.StochasticDepth():
+        case _DropoutNd():
             return part.p > 0
         case nn.MultiheadAttention() | nn.RNNBase():
             return part.dropout > 0
-        case _:
-            return False
+        case _:  # torchvision's, known by its name so that torchvision need not be imported
+            return type(part).__name__ == "StochasticDepth" and cast(Any, part).p > 0
 
 
 def _is_inexact_function(node: fx.Node) -> bool:

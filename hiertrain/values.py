@@ -1,10 +1,14 @@
-"""The two things that every other module shares: frozen, validated values and the error for bad input."""
+"""What every other module shares: frozen, validated values, and the two errors that the user may get."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class InputError(ValueError):
     """What the user gave breaks a rule. The message names the thing, its value and the rule."""
+
+
+class RunError(RuntimeError):
+    """Something failed while it ran, such as a worker or a notebook. The message names it and where it was."""
 
 
 class Value(BaseModel):

@@ -173,8 +173,8 @@ def test_all_three_stages_from_the_command_line(tmp_path: Path, capsys: pytest.C
     assert main(["links", *options, "--output", str(network)]) == 0
     assert set(files.load(Profile, profile).workers) == {"device", "edge"}
     assert len(files.load(Network, network).links) == 2
-    run = ["--output", str(tmp_path / "run")]
-    assert main(["train", *options, "--dataset", "digits", "--iterations", "30", *run]) == 0
+    run = ["--batch-size", "32", "--iterations", "20", "--output", str(tmp_path / "run")]
+    assert main(["train", *options, "--dataset", "digits", "--network", str(network), *run]) == 0
     printed = capsys.readouterr().out
     results = load_record("run", "train", tmp_path).results
     assert results["kind"] == "emulated"

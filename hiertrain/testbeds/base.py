@@ -19,7 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from hiertrain.jobs import Answer, Failure, Group, Job, Progress, Ready, Request, Snapshot, read_reply, write_message
 from hiertrain.network import Link, Network
-from hiertrain.values import Value
+from hiertrain.values import RunError, Value
 
 START_TIMEOUT_S = 120.0  # importing PyTorch on a slow machine
 END_TIMEOUT_S = 5.0
@@ -27,7 +27,7 @@ LAST_WORDS_BYTES = 4096
 GRACE_S = 1.0  # after a failure, how long to listen for the peers' accounts of it
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunError):
     """A worker failed or died; the message names it and what it was doing."""
 
 
