@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +35,7 @@ def load(kind: type[V], path: str | os.PathLike[str]) -> V:
         raise InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError) as error:  # TypeError: a key that cannot be one
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return parse(kind, content, str(path))
 
@@ -85,12 +86,29 @@ def save(value: Value, path: str | os.PathLike[str]) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file by renaming a finished temporary one, so that an interruption leaves no half of it."""
+    """Write a text file by renaming a finished temporary one, so that an interruption leaves no half of it.
+
+    Raises InputError when it cannot be written.
+    """
+    check_output(path)
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(target)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Make the folder of a file that is to be written. Raises InputError when it cannot be written there."""
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    if target.is_dir():
+        raise InputError(f"{path}: cannot be written: it is a folder")

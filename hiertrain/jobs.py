@@ -151,7 +151,7 @@ class Probed(Value):
 
 
 class Snapshot(Value):
-    """The root's weights after ``iteration`` iterations, as payload (see ``runtime.pack_state``)."""
+    """The root's weights after ``iteration`` iterations, as payload (see ``runtime.pack_weights``)."""
 
     kind: Literal["snapshot"] = "snapshot"
     iteration: PositiveInt
@@ -168,6 +168,7 @@ class Trained(Value):
     started_s: tuple[float, ...]
     ended_s: tuple[float, ...]
     spans: tuple[tuple[tuple[float, float], ...], ...]
+    late_s: tuple[NonNegativeFloat, ...]  # by how much paced actions missed their deadlines, per iteration
 
 
 Answer = Annotated[Ready | Progress | Failure | Profiled | Probed | Snapshot | Trained, Field(discriminator="kind")]

@@ -60,7 +60,7 @@ def save_record(
     Parameters and results may hold plain values, our Values, dataclasses, arrays and DataFrames (a list of rows).
     Raises InputError for names that are no plain file names and for what JSON cannot hold (NaN, infinities, objects).
     """
-    path = _record_path(run, name, root)
+    path = record_path(run, name, root)
     content = {
         "run": run,
         "name": name,
@@ -74,7 +74,7 @@ def save_record(
 
 def load_record(run: str, name: str, root: Path = RESULTS) -> Record:
     """Read a record. Raises InputError that names the file and what is wrong with it."""
-    return files.load(Record, _record_path(run, name, root))
+    return files.load(Record, record_path(run, name, root))
 
 
 def environment_record() -> Environment:
@@ -100,7 +100,8 @@ def package_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ["hiertrain", *names]}
 
 
-def _record_path(run: str, name: str, root: Path) -> Path:
+def record_path(run: str, name: str, root: Path = RESULTS) -> Path:
+    """Where a record is. Raises InputError when a name is no plain file name."""
     _check_name("record", name)
     return run_folder(run, root) / "records" / f"{name}.json"
 

@@ -3,13 +3,15 @@
 import time
 from dataclasses import dataclass
 
+import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import trange
 
 from hiertrain.datasets import Dataset, batch_indices
 from hiertrain.jobs import Training
 from hiertrain.models import build_model
-from hiertrain.runtime import build_optimizer, pack_state
+from hiertrain.runtime import build_optimizer, pack_weights
+from hiertrain.values import RunError
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,12 @@ class ReferenceRun:
 
 
 def train_on_one_process(training: Training, dataset: Dataset) -> ReferenceRun:
-    """Train in this process, at its own speed: the same model, sample order and optimizer as every plan."""
+    """Train in this process, at its own speed: the same model, sample order and optimizer as every plan.
+
+    Raises RunError when the loss is no longer finite.
+    """
     model = build_model(**dict(training.model)).train()
+    torch.manual_seed(training.seed)  # of Dropout
     optimizer = build_optimizer(training.optimizer, list(model.parameters()))
     losses, iteration_s, snapshots = [], [], {}
     for iteration in trange(training.iterations, desc="single process", unit="iteration", leave=False):
@@ -31,11 +37,13 @@ def train_on_one_process(training: Training, dataset: Dataset) -> ReferenceRun:
         started_s = time.monotonic()
         optimizer.zero_grad()
         loss = cross_entropy(model(dataset.train_samples[rows]), dataset.train_labels[rows])
+        if not torch.isfinite(loss):
+            raise RunError(f"single process: the loss is {loss.item()} in iteration {iteration + 1}")
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
         iteration_s.append(time.monotonic() - started_s)
         done = iteration + 1
         if done == training.iterations or done % training.snapshot_every == 0:
-            snapshots[done] = pack_state(model)
+            snapshots[done] = pack_weights(model)
     return ReferenceRun(tuple(losses), tuple(iteration_s), snapshots)

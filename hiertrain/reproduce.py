@@ -25,7 +25,7 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_valid
 from tqdm import tqdm
 
 from hiertrain import files
-from hiertrain.paths import NOTEBOOKS, RESULTS
+from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
 from hiertrain.records import Environment, environment_record, package_versions, run_folder
 from hiertrain.values import InputError, RunError, Value
 
@@ -186,9 +186,10 @@ def _check_type(where: str, value: JsonValue, annotation: str) -> None:
 
 
 def _digest_of_sources(notebooks: Path) -> str:
-    """One digest of what every notebook builds on: the package, the versions below it, and the testbed files."""
+    """One digest of what every notebook builds on: the package, the versions below it, testbeds and profiles."""
     package = Path(__file__).parent
-    sources = [*sorted(package.rglob("*.py")), *sorted((notebooks / "testbeds").glob("*.yml"))]
+    folders = [package.rglob("*.py"), (notebooks / "testbeds").glob("*.yml"), (DATA / "profiles").glob("*.json")]
+    sources = [source for folder in folders for source in sorted(folder)]
     state = {"python": platform.python_version(), "versions": package_versions()}
     return _digest(state, *((source.name, _digest_of_file(source)) for source in sources))
 

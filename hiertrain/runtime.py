@@ -5,6 +5,7 @@ detaching at every segment's end; gradients of the cut tensors travel back. The 
 computes lie in one flat tensor, and so do their gradients, so that a message is a slice and needs no copy.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -33,12 +34,16 @@ class ActionError(RuntimeError):
 
 @dataclass(frozen=True)
 class IterationRecord:
-    """One iteration on one worker; times on the monotonic clock."""
+    """One iteration on one worker; times on the monotonic clock.
+
+    It starts when all workers are ready: posting the receives and meeting the others before it do not count.
+    """
 
     loss: float  # this worker's share of the mean loss; 0 where it does not compute the loss
     started_s: float
     ended_s: float
     spans: tuple[tuple[float, float], ...]  # start and end per action
+    late_s: float = 0.0  # by how much the machine was too slow for the pace, over all actions
 
 
 def build_optimizer(settings: OptimizerSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -68,22 +73,17 @@ def flatten_parameters(model: ChainModel, depth: int) -> tuple[Tensor, Tensor]:
     return weights, gradients
 
 
-def pack_state(model: ChainModel) -> bytes:
-    """Weights and floating-point buffers (running statistics), float32 in chain order, as raw bytes."""
-    return torch.cat([tensor.reshape(-1) for tensor in _state(model)]).numpy().tobytes()
+def pack_weights(model: ChainModel) -> bytes:
+    """The weights, float32 in chain order, as raw bytes.
+
+    Running statistics of BatchNorm are left out: each worker has its own, of its own samples and layers only.
+    """
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).numpy().tobytes()
 
 
-def unpack_state(model: ChainModel, packed: bytes) -> None:
-    """Set the weights and buffers of ``model`` from ``pack_state``'s bytes. Raises ValueError on a wrong size."""
-    flat = torch.frombuffer(bytearray(packed), dtype=torch.float32)
-    tensors = _state(model)
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
-
-
-def _state(model: ChainModel) -> list[Tensor]:
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    return [tensor.detach() for tensor in (*model.parameters(), *buffers)]
+def unpack_weights(model: ChainModel, packed: bytes) -> None:
+    """Set the weights of ``model`` from ``pack_weights``'s bytes. Raises RuntimeError on a wrong size."""
+    torch.nn.utils.vector_to_parameters(torch.frombuffer(bytearray(packed), dtype=torch.float32), model.parameters())
 
 
 @dataclass
@@ -133,12 +133,16 @@ class Runner:
         if batch is not None:
             state.activations = self._own_samples(batch, self._name)
         self._gradients.zero_()
-        receipts = {
-            position: self._post(action) for position, action in enumerate(self._program) if action.kind in SEND_OF
-        }
+        receipts = {}
+        for position, action in enumerate(self._program):
+            if action.kind in SEND_OF:
+                with self._located(position):
+                    receipts[position] = self._post(action)
         departures: dict[int, Future[tuple[float, float]]] = {}
         spans: list[tuple[float, float]] = []
-        self._transport.barrier()  # now every receive is posted: no message waits for its receiver
+        with self._located(0):
+            self._transport.barrier()  # now every receive is posted: no message waits for its receiver
+        late_s = 0.0
         started_s = time.monotonic()
         for position, action in enumerate(self._program):
             with self._located(position):
@@ -152,12 +156,12 @@ class Runner:
                 else:
                     self._compute(state, action)
                     if self._pace is not None:
-                        sleep_until(start_s + compute_s(self._pace, action))
+                        late_s += sleep_until(start_s + compute_s(self._pace, action))
                 spans.append((start_s, time.monotonic()))
         for position, departure in departures.items():
             with self._located(position):
                 spans[position] = departure.result()
-        return IterationRecord(state.loss, started_s, time.monotonic(), tuple(spans))
+        return IterationRecord(state.loss, started_s, time.monotonic(), tuple(spans), late_s)
 
     @contextmanager
     def _located(self, position: int) -> Iterator[None]:
@@ -165,7 +169,7 @@ class Runner:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             action = self._program[position]
             raise ActionError(
                 f"{self._name}: action {position + 1} of {len(self._program)} ({action}): {reason}"
@@ -247,5 +251,7 @@ class Runner:
         if action.last == depth:  # shares of the mean over the whole mini-batch, so that gradients add up
             output = summed_loss(output, state.labels) / self._plan.batch_size
             state.loss = output.item()
+            if not math.isfinite(state.loss):
+                raise RuntimeError(f"the loss is {state.loss}; a lower learning rate may help")
         state.saved.append((leaf, output))
         state.activations = output.detach()

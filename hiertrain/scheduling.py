@@ -370,8 +370,9 @@ def _any_plan(problem: Problem, tree: Tree) -> Candidate | None:
     variables = _new_variables(model, problem, tree, None, limit=0)
     _add_structure(model, problem, tree, variables)
     _add_memory_limits(model, problem, tree, variables)
-    solver = _new_solver(0, 0, float("inf"))
-    status = solver.solve(model)
+    attempt = 0
+    while (status := (solver := _new_solver(0, attempt, float("inf"))).solve(model)) == cp_model.UNKNOWN:
+        attempt += 1  # has more time: in the end the question is decided
     return _candidate(solver, tree, variables) if status in (cp_model.OPTIMAL, cp_model.FEASIBLE) else None
 
 

@@ -12,10 +12,13 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from hiertrain.chain import Chain
+from hiertrain.cost import iteration_s
 from hiertrain.datasets import Dataset, iterations_per_epoch
+from hiertrain.files import parse
 from hiertrain.jobs import (
     ModelSettings,
     OptimizerSettings,
@@ -32,14 +35,15 @@ from hiertrain.jobs import (
 from hiertrain.models import ChainModel, build_model
 from hiertrain.network import Link, LinkMeasurement, Network
 from hiertrain.paths import DATA
-from hiertrain.plan import Plan, Problem
+from hiertrain.plan import Plan, Problem, check_plan
 from hiertrain.profile import Profile, WorkerProfile
-from hiertrain.program import Program, Span, Timeline, compile_plan, dry_run, simulate
-from hiertrain.runtime import unpack_state
+from hiertrain.program import Program, Span, Timeline, compile_plan, dry_run
+from hiertrain.runtime import unpack_weights
 from hiertrain.testbeds.base import Testbed, TestbedSettings
 from hiertrain.values import InputError
 
 EVALUATION_BATCH = 500
+STATISTICS_BATCHES = 10
 
 
 def measure_layers(
@@ -150,6 +154,11 @@ class TrainingRun:
         ended = np.max([answer.ended_s for answer in self.answers.values()], axis=0)
         return tuple((ended - first).tolist())
 
+    @property
+    def late_share(self) -> float:
+        """By how much paced actions missed their deadlines, as a share of the time: 0 where the machine keeps up."""
+        return sum(map(sum, (answer.late_s for answer in self.answers.values()))) / sum(self.iteration_s)
+
     def timeline(self, iteration: int) -> Timeline:
         """The spans of one iteration, on one clock: the workers of one machine share the monotonic clock."""
         start_s = min(answer.started_s[iteration] for answer in self.answers.values())
@@ -181,16 +190,17 @@ def training_settings(
             f"model {model.name} takes samples {model.sample_shape}, {dataset.name} has {dataset.sample_shape}"
         )
     epoch = iterations_per_epoch(len(dataset.train_labels), batch_size)
-    return Training(
-        model=model.model_copy(update={"sample_shape": dataset.sample_shape, "classes": dataset.classes}),
-        dataset=dataset.name,
-        data_folder=str(data_folder),
-        batch_size=batch_size,
-        optimizer=optimizer or OptimizerSettings(),
-        seed=seed,
-        iterations=iterations or epoch,
-        snapshot_every=snapshot_every or epoch,
-    )
+    content = {
+        "model": {**dict(model), "sample_shape": dataset.sample_shape, "classes": dataset.classes},
+        "dataset": dataset.name,
+        "data_folder": str(data_folder),
+        "batch_size": batch_size,
+        "optimizer": dict(optimizer or OptimizerSettings()),
+        "seed": seed,
+        "iterations": epoch if iterations is None else iterations,
+        "snapshot_every": epoch if snapshot_every is None else snapshot_every,
+    }
+    return parse(Training, content, "training")
 
 
 def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) -> TrainingRun:
@@ -200,27 +210,11 @@ def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) ->
     WorkerError when a worker fails.
     """
     chain = build_model(**dict(training.model)).chain
-    _check_profile(problem.profile, chain, testbed.settings)
-    if plan.batch_size != training.batch_size:
-        raise InputError(f"plan has the batch size {plan.batch_size}, the training {training.batch_size}")
-    if set(plan.workers) - set(testbed.workers):
-        raise InputError(f"plan has workers {', '.join(plan.workers)}; the testbed has {', '.join(testbed.workers)}")
+    check_profile(problem.profile, chain, testbed.settings)
+    check_training(plan, training, chain, testbed.settings)
     program = compile_plan(plan, chain, problem.execution)
     dry_run(program)
-    predicted_s = simulate(program, problem.profile, problem.network).makespan_s
-    group = testbed.group(plan.participants, timeout_s=3 * predicted_s)
-    jobs = {
-        name: TrainJob(
-            group=group,
-            links=testbed.settings.links_from(name),
-            pace=problem.profile.worker(name) if testbed.settings.workers[name].slowdown != 1 else None,
-            threads=testbed.settings.workers[name].threads,
-            training=training,
-            plan=plan,
-            execution=problem.execution,
-        )
-        for name in plan.participants
-    }
+    jobs = train_jobs(testbed, problem, plan, training)
     snapshots: dict[int, bytes] = {}
 
     def keep(snapshot: Snapshot, payload: bytes) -> None:
@@ -233,7 +227,39 @@ def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) ->
     return TrainingRun(plan, program, tuple(losses.tolist()), trained, snapshots)
 
 
-def _check_profile(profile: Profile, chain: Chain, settings: TestbedSettings) -> None:
+def train_jobs(testbed: Testbed, problem: Problem, plan: Plan, training: Training) -> dict[str, TrainJob]:
+    """What each participant is asked to do. A message may take three predicted iterations before it counts as lost."""
+    group = testbed.group(plan.participants, timeout_s=3 * iteration_s(problem, plan))
+    return {
+        name: TrainJob(
+            group=group,
+            links=testbed.settings.links_from(name),
+            pace=_pace(problem.profile, name) if testbed.settings.workers[name].slowdown != 1 else None,
+            threads=testbed.settings.workers[name].threads,
+            training=training,
+            plan=plan,
+            execution=problem.execution,
+        )
+        for name in plan.participants
+    }
+
+
+def _pace(profile: Profile, worker: str) -> WorkerProfile:
+    """The times alone: the worker has no use for the points that they were fitted to."""
+    return profile.worker(worker).model_copy(update={"measurement": None})
+
+
+def check_training(plan: Plan, training: Training, chain: Chain, settings: TestbedSettings) -> None:
+    """Raise InputError unless the plan fits what is trained, and the testbed that it is trained on."""
+    if plan.batch_size != training.batch_size:
+        raise InputError(f"plan has the batch size {plan.batch_size}, the training {training.batch_size}")
+    for name in plan.workers:
+        if name not in settings.workers:
+            raise InputError(f"plan has the worker {name!r}; the testbed has {', '.join(settings.workers)}")
+    check_plan(plan, chain)
+
+
+def check_profile(profile: Profile, chain: Chain, settings: TestbedSettings) -> None:
     """Raise InputError unless the profile is of this very chain, and of workers as fast as the testbed's."""
     if profile.layers != chain.layers:
         raise InputError(
@@ -248,10 +274,15 @@ def _check_profile(profile: Profile, chain: Chain, settings: TestbedSettings) ->
             )
 
 
-def trained_model(training: Training, snapshot: bytes) -> ChainModel:
-    """The model with a snapshot's weights."""
+def trained_model(training: Training, snapshot: bytes, dataset: Dataset) -> ChainModel:
+    """The model with a snapshot's weights.
+
+    BatchNorm's running statistics are taken anew from training samples: those of the workers are of their own samples
+    and layers only.
+    """
     model = build_model(**dict(training.model))
-    unpack_state(model, snapshot)
+    unpack_weights(model, snapshot)
+    update_bn(dataset.train_samples.split(EVALUATION_BATCH)[:STATISTICS_BATCHES], model)
     return model
 
 

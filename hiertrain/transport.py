@@ -17,11 +17,12 @@ from hiertrain.jobs import Group
 from hiertrain.network import Link
 
 
-def sleep_until(deadline_s: float) -> None:
-    """Sleep until ``deadline_s`` of the monotonic clock; at once when it has passed."""
-    remaining = deadline_s - time.monotonic()
-    if remaining > 0:
-        time.sleep(remaining)
+def sleep_until(deadline_s: float) -> float:
+    """Sleep until ``deadline_s`` of the monotonic clock; return by how many seconds it had passed already."""
+    remaining_s = deadline_s - time.monotonic()
+    if remaining_s > 0:
+        time.sleep(remaining_s)
+    return max(0.0, -remaining_s)
 
 
 class Transport:

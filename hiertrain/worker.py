@@ -40,7 +40,7 @@ from hiertrain.jobs import (
 )
 from hiertrain.models import build_model
 from hiertrain.profiling import probe_link, time_layers
-from hiertrain.runtime import IterationRecord, Runner, pack_state
+from hiertrain.runtime import IterationRecord, Runner, pack_weights
 from hiertrain.transport import Transport
 
 
@@ -81,9 +81,14 @@ def main() -> None:
 
 def _read(stream: IO[bytes], requests: "queue.SimpleQueue[Request]") -> None:
     """Hand on requests; at the end of the stream the process ends, without waiting for its main thread."""
-    while (request := read_request(stream)) is not None:
-        requests.put(request)
-    os._exit(0)
+    try:
+        while (request := read_request(stream)) is not None:
+            requests.put(request)
+        os._exit(0)
+    except Exception as error:  # a request cut off in the middle, or none at all: nobody can be answered
+        sys.stderr.write(f"no request: {' '.join(str(error).split())}\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _serve_store(address: str) -> dist.TCPStore:
@@ -117,6 +122,7 @@ def _train(name: str, job: TrainJob, outbox: _Outbox) -> Trained:
     model = build_model(**dict(training.model))
     dataset = load_dataset(training.dataset, Path(training.data_folder)) if name == plan.data_holder else None
     records: list[IterationRecord] = []
+    torch.manual_seed(training.seed + job.group.members.index(name))  # of Dropout: another stream on each worker
     with Transport(name, job.group, job.links) as transport:
         runner = Runner(name, plan, job.execution, model, transport, training.optimizer, job.pace)
         # Labels reach the workers once, before the first iteration; they are not part of its time.
@@ -128,12 +134,13 @@ def _train(name: str, job: TrainJob, outbox: _Outbox) -> Trained:
             if name == job.group.members[0]:
                 outbox.progress(done, training.iterations, "")
             if name == plan.root and (done == training.iterations or done % training.snapshot_every == 0):
-                outbox.put(Snapshot(iteration=done), pack_state(model))
+                outbox.put(Snapshot(iteration=done), pack_weights(model))
     return Trained(
         losses=tuple(record.loss for record in records),
         started_s=tuple(record.started_s for record in records),
         ended_s=tuple(record.ended_s for record in records),
         spans=tuple(record.spans for record in records),
+        late_s=tuple(record.late_s for record in records),
     )
 
 

@@ -120,7 +120,8 @@ DEEP = {**PLAN["workers"], "edge": {"parent": None, "depth": 4, "samples": 24}}
         (broken("network", links=[{**NETWORK["links"][0], "bandwidth_mbps": 0}]), [], "bandwidth_mbps: .*got 0"),
         (("network", "{"), [], "not JSON"),
         (broken("plan"), ["--batch-size", "0"], "batch size 0: must be at least 1"),
-        (broken("plan"), ["--time-limit", "0"], "0"),
+        (broken("plan"), ["--time-limit", "0"], "time_limit_s: .*got 0"),
+        (broken("plan"), ["--output", "/dev/null/x.json"], "/dev/null/x.json: cannot be written"),
     ],
 )
 def test_optimize_refuses_bad_input_in_one_line(
@@ -148,12 +149,21 @@ def test_predict_refuses_a_bad_plan_in_one_line(
     assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
 
 
-def test_train_refuses_what_cannot_be_trained_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_refuses_what_cannot_be_trained_before_any_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiertrain.commands.open_local", lambda _: pytest.fail("a testbed was opened"))
     for options, message in (
         (["--dataset", "nothing"], "nothing"),
         (["--model", "lenet6"], "lenet5"),
         (["--batch-size", "0"], "0"),
         (["--learning-rate", "-1"], "optimizer: learning_rate: .*got -1"),
+        (["--seed", "-1"], "model: seed: .*got -1"),
+        (["--iterations", "0"], "training: iterations: .*got 0"),
+        (["--output", "/dev/null/run"], "/dev/null/run/records/train.json: cannot be written"),
+        (["--output", "/tmp/my run"], "run name 'my run'"),
+        (["--plan", str(folder / "plan.json"), "--root", "edge"], "--root: has no effect with --plan"),
+        (["--plan", str(folder / "plan.json")], "the root 'edge' has depth 3"),
         (["--testbed", "/nowhere.yml"], "/nowhere.yml: No such file"),
     ):
         assert main(["train", *options]) == 2
@@ -169,12 +179,13 @@ def test_all_three_stages_from_the_command_line(tmp_path: Path, capsys: pytest.C
     )
     options = ["--testbed", str(testbed)]
     profile, network = tmp_path / "profile.json", tmp_path / "network.json"
-    assert main(["profile", *options, "--model", "lenet5", "--output", str(profile)]) == 0
+    assert main(["profile", *options, "--model", "lenet5", "--dataset", "digits", "--output", str(profile)]) == 0
     assert main(["links", *options, "--output", str(network)]) == 0
     assert set(files.load(Profile, profile).workers) == {"device", "edge"}
     assert len(files.load(Network, network).links) == 2
     run = ["--batch-size", "32", "--iterations", "20", "--output", str(tmp_path / "run")]
-    assert main(["train", *options, "--dataset", "digits", "--network", str(network), *run]) == 0
+    files_given = ["--profile", str(profile), "--network", str(network)]
+    assert main(["train", *options, "--dataset", "digits", *files_given, *run]) == 0
     printed = capsys.readouterr().out
     results = load_record("run", "train", tmp_path).results
     assert results["kind"] == "emulated"

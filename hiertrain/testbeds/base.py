@@ -174,6 +174,9 @@ class Testbed:
             for name, job in jobs.items():
                 write_message(self._workers[name].stdin, Request(job=job))
             return self._collect(set(jobs), None, on_progress, on_snapshot)
+        except BrokenPipeError:
+            self.close()
+            raise WorkerError(f"a worker of {', '.join(jobs)} is gone, the session is over") from None
         except BaseException:
             self.close()
             raise

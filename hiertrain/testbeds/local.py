@@ -9,6 +9,7 @@ import sys
 from hiertrain.testbeds.base import Host, Testbed, TestbedSettings
 
 ADDRESS = "127.0.0.1"
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def open_local(settings: TestbedSettings) -> Testbed:
@@ -16,6 +17,6 @@ def open_local(settings: TestbedSettings) -> Testbed:
     host = Host(
         command=(sys.executable, "-m", "hiertrain.worker"),
         address=ADDRESS,
-        environment={"GLOO_SOCKET_IFNAME": "lo"},
+        environment={"GLOO_SOCKET_IFNAME": LOOPBACK},
     )
     return Testbed(settings, dict.fromkeys(settings.workers, host))

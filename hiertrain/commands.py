@@ -1,0 +1,263 @@
+"""What the commands of ``hiertrain`` do: each takes the parsed options and prints its result.
+
+All raise InputError for bad input and RunError for what failed while it ran. Each imports what it needs itself, so that plans do not wait for PyTorch.
+"""
+
+import argparse
+from pathlib import Path
+
+from hiertrain import files
+from hiertrain.cost import iteration_s
+from hiertrain.jobs import ModelSettings, OptimizerSettings
+from hiertrain.network import Network
+from hiertrain.plan import Execution, Plan, Problem
+from hiertrain.profile import Profile
+from hiertrain.program import compile_plan, simulate
+from hiertrain.solution import Solution
+from hiertrain.testbeds.base import Testbed, TestbedSettings
+from hiertrain.testbeds.local import open_local
+from hiertrain.values import InputError
+
+EXECUTIONS = {"paper": Execution.paper(), "paper-float32": Execution(sample_encoding="float32")}
+
+
+def run_profile(options: argparse.Namespace) -> None:
+    """Stage 1a: measure every layer on every worker; write profile.json."""
+    from hiertrain.datasets import load_dataset
+    from hiertrain.models import build_model
+    from hiertrain.stages import measure_layers
+
+    files.check_output(options.output)
+    model = ModelSettings(name=options.model)
+    if options.dataset:
+        dataset = load_dataset(options.dataset, options.data)
+        model = ModelSettings(name=options.model, sample_shape=dataset.sample_shape, classes=dataset.classes)
+    depth = build_model(**dict(model)).chain.depth  # a model that cannot be had is found out before any process starts
+    with _open(options.testbed) as testbed:
+        kind = testbed.settings.kind_of_times
+        profile = measure_layers(testbed, model, time_limit_s=options.time_limit)
+    files.save(profile, options.output)
+    print(f"{profile.model}: {depth} layers; one mini-batch of 64 on one worker ({kind}):")
+    for name, worker in profile.workers.items():
+        forward_s, backward_s = worker.forward_s(1, depth, 64), worker.backward_s(1, depth, 64)
+        print(
+            f"  {name:10} forward {forward_s * 1e3:8.2f} ms   backward {backward_s * 1e3:8.2f} ms   "
+            f"update {worker.update_s * 1e3:6.2f} ms"
+        )
+        for reason in worker.measurement.skipped if worker.measurement else ():
+            print(f"  {name:10} not measured at {reason}")
+    print(f"written: {options.output}")
+
+
+def run_links(options: argparse.Namespace) -> None:
+    """Stage 1b: measure every link; write network.json."""
+    from hiertrain.stages import measure_links
+
+    files.check_output(options.output)
+    with _open(options.testbed) as testbed:
+        network = measure_links(testbed)
+        kind = testbed.settings.kind_of_times
+    files.save(network, options.output)
+    print(f"links ({kind}):")
+    for link in network.links:
+        print(f"  {link.source:>8} -> {link.target:8} {link.bandwidth_mbps:9.2f} Mbit/s {link.latency_ms:8.2f} ms")
+    print(f"written: {options.output}")
+
+
+def run_optimize(options: argparse.Namespace) -> None:
+    """Stage 2: find the best plan; print it, its bound and status."""
+    profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
+    if options.output:
+        files.check_output(options.output)
+    solution = _search(options, profile, network, options.data_holder, EXECUTIONS[options.execution])
+    if options.output:
+        files.save(solution, options.output)
+        print(f"written: {options.output}")
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Print a plan's predicted timeline and time."""
+    profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
+    execution = EXECUTIONS[options.execution]
+    plan = _load_plan(options.plan, execution)
+    problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
+    timeline = simulate(compile_plan(plan, profile.chain, execution), profile, network)
+    _print_plan(plan)
+    for span in sorted(timeline.spans, key=lambda span: (span.start_s, span.end_s)):
+        print(f"  {span.start_s * 1e3:10.3f} .. {span.end_s * 1e3:10.3f} ms  {span.worker:10} {span.action}")
+    print(f"predicted: {iteration_s(problem, plan) * 1e3:.3f} ms per iteration")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Stage 3: train by a plan, and on one process for comparison; write a record."""
+    import numpy as np
+
+    from hiertrain.datasets import load_dataset
+    from hiertrain.models import build_model
+    from hiertrain.records import record_path, save_record
+    from hiertrain.reference import train_on_one_process
+    from hiertrain.stages import (
+        accuracy,
+        check_profile,
+        check_training,
+        measure_layers,
+        measure_links,
+        train,
+        trained_model,
+        training_settings,
+    )
+
+    # All that is given is checked before anything is measured.
+    run_name, root = options.output.name, options.output.parent
+    files.check_output(record_path(run_name, "train", root))
+    settings = files.load(TestbedSettings, options.testbed)
+    plan, execution = _given_plan(options, settings.data_holder)
+    dataset = load_dataset(options.dataset, options.data)
+    training = training_settings(
+        files.parse(ModelSettings, {"name": options.model, "seed": options.seed}, "model"),
+        dataset,
+        plan.batch_size if plan else options.batch_size,
+        iterations=options.iterations,
+        optimizer=_optimizer(options),
+        seed=options.seed,
+        data_folder=options.data,
+    )
+    chain = build_model(**dict(training.model)).chain
+    profile = files.load(Profile, options.profile) if options.profile else None
+    network = files.load(Network, options.network) if options.network else None
+    if profile:
+        check_profile(profile, chain, settings)
+    if plan:
+        check_training(plan, training, chain, settings)
+
+    with open_local(settings) as testbed:
+        profile = profile or measure_layers(testbed, training.model)
+        network = network or measure_links(testbed)
+        plan = plan or _search(options, profile, network, settings.data_holder, execution).plan
+        problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
+        run = train(testbed, problem, plan, training)
+    predicted_s, kind = iteration_s(problem, plan), settings.kind_of_times
+    low, median, high = np.quantile(run.iteration_s, [0.25, 0.5, 0.75]) * 1e3
+    print(
+        f"{kind}: {median:.2f} ms per iteration (quartiles {low:.2f} and {high:.2f} over {training.iterations}); "
+        f"predicted: {predicted_s * 1e3:.2f} ms"
+    )
+    results = {
+        "kind": kind,
+        "accuracy": accuracy(trained_model(training, run.snapshots[training.iterations], dataset), dataset),
+        "predicted_iteration_s": predicted_s,
+        "iteration_s": run.iteration_s,
+        "late_share": run.late_share,
+        "losses": run.losses,
+        "last_timeline": run.timeline(training.iterations - 1),
+    }
+    print(f"test accuracy, trained on {', '.join(plan.participants)}: {results['accuracy']:.4f}")
+    if not options.no_reference:
+        reference = train_on_one_process(training, dataset)
+        single = trained_model(training, reference.snapshots[training.iterations], dataset)
+        results["single_process_accuracy"] = accuracy(single, dataset)
+        print(f"test accuracy, trained in one process: {results['single_process_accuracy']:.4f}")
+    if not chain.exact:
+        print(f"not exact by nature, because of {'; '.join(chain.inexact_layers)}")
+    parameters = {
+        "training": training,
+        "testbed": settings,
+        "plan": plan,
+        "execution": execution,
+        "network": network,
+        "inexact_layers": chain.inexact_layers,
+    }
+    print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
+
+
+def _given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | None, Execution]:
+    """The plan of ``--plan``, if any, and the execution. Raises InputError for options that it makes useless."""
+    execution = EXECUTIONS[options.execution]
+    if options.plan is None:
+        return None, execution
+    search = {"--root": options.root, "--exclude": options.exclude, "--memory-limit": options.memory_limit}
+    search |= {"--samples-stay": options.samples_stay, "--shape": options.shape != "tree"}
+    useless = [name for name, value in search.items() if value]
+    if useless:
+        raise InputError(f"{useless[0]}: has no effect with --plan, which is not searched for")
+    plan = _load_plan(options.plan, execution)
+    if plan.data_holder != data_holder:
+        raise InputError(f"{options.plan}: data holder {plan.data_holder!r}; the testbed's is {data_holder!r}")
+    return plan, execution
+
+
+def run_reproduce(options: argparse.Namespace) -> None:
+    """Execute the notebooks of a parameter file."""
+    from hiertrain.reproduce import reproduce
+
+    reproduce(options.parameters, run=options.run, only=options.only, force=options.force)
+
+
+def _open(path: Path) -> Testbed:
+    return open_local(files.load(TestbedSettings, path))
+
+
+def _load_plan(path: Path, execution: Execution) -> Plan:
+    """A plan, from a plan file or from the solution file of the same execution."""
+    try:
+        return files.load(Plan, path)
+    except InputError as error:
+        try:
+            solution = files.load(Solution, path)
+        except InputError:
+            raise error from None
+    if solution.settings.execution != execution:
+        found = next((name for name, known in EXECUTIONS.items() if known == solution.settings.execution), "another")
+        raise InputError(f"{path}: was optimized with the execution {found!r}; give the same --execution")
+    return solution.plan
+
+
+def _search(
+    options: argparse.Namespace, profile: Profile, network: Network, data_holder: str, execution: Execution
+) -> Solution:
+    """Optimize under the constraints of the command line, and print the plan."""
+    from hiertrain.scheduling import optimize
+
+    problem = Problem(
+        profile,
+        network,
+        options.batch_size,
+        data_holder,
+        execution,
+        excluded=frozenset(options.exclude),
+        root=options.root,
+        samples_stay=options.samples_stay,
+        memory_limit_bytes=dict(_memory_limit(text) for text in options.memory_limit),
+    )
+    solution = optimize(problem, shape=options.shape, time_limit_s=options.time_limit, seed=options.seed)
+    _print_plan(solution.plan)
+    print(
+        f"predicted: {solution.objective_s * 1e3:.3f} ms per iteration; "
+        f"proven bound: {solution.bound_s * 1e3:.3f} ms; status: {solution.status}; solved in {solution.solve_s:.2f} s"
+    )
+    return solution
+
+
+def _memory_limit(text: str) -> tuple[str, int]:
+    worker, _, limit = text.partition("=")
+    if not limit.isdecimal():
+        raise InputError(f"memory limit {text!r}: must be WORKER=BYTES, such as device=200000000")
+    return worker, int(limit)
+
+
+def _print_plan(plan: Plan) -> None:
+    print(f"plan for {plan.batch_size} samples, held by {plan.data_holder}:")
+    for name, part in plan.workers.items():
+        role = "root" if part.parent is None else f"sends to {part.parent}"
+        work = f"layers 1..{part.depth}, {part.samples} samples, {role}" if plan.active(name) else "does not compute"
+        print(f"  {name:10} {work}")
+
+
+def _optimizer(options: argparse.Namespace) -> OptimizerSettings:
+    content = {
+        "name": options.optimizer,
+        "learning_rate": options.learning_rate,
+        "momentum": options.momentum if options.optimizer == "sgd" else 0.0,
+        "weight_decay": options.weight_decay,
+    }
+    return files.parse(OptimizerSettings, content, "optimizer")
