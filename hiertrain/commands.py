@@ -1,6 +1,7 @@
 """What the commands of ``hiertrain`` do: each takes the parsed options and prints its result.
 
-All raise InputError for bad input and RunError for what failed while it ran. Each imports what it needs itself, so that plans do not wait for PyTorch.
+All raise InputError for bad input and RunError for what failed while it ran. Each imports what it needs
+itself, so that plans do not wait for PyTorch.
 """
 
 import argparse
