@@ -161,7 +161,7 @@ def run_train(options: argparse.Namespace) -> None:
     if not chain.exact:
         print(f"not exact by nature, because of {'; '.join(chain.inexact_layers)}")
     parameters = {
-        "training": training,
+        "training": training.model_dump(exclude={"data_folder"}),
         "testbed": settings,
         "plan": plan,
         "execution": execution,
