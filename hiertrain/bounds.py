@@ -152,9 +152,9 @@ class _Pass:
         return np.maximum(low, self.at.problem.batch_size - (self.high[0] - high))
 
     def _stages(self, position: int) -> tuple[Integers, Integers, Integers]:
-        """How a worker's pass over its layers is cut: for its c children, shallowest first,
+        """How a worker's pass over its layers is cut by its c children, shallowest first.
 
-        their order (c, P), as indices into the tree's children; the depths (c + 2, P) at which stages begin and end,
+        Their order (c, P), as indices into the tree's children; the depths (c + 2, P) at which stages begin and end,
         from 0 to its own; and the samples (c + 1, P) of each stage.
         """
         children = list(self.tree.children[position])

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--execution", choices=commands.EXECUTIONS, default="paper", help="how it is executed")
     sub.add_argument("--iterations", type=int, help="mini-batches to train; one epoch when not given")
     sub.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="the optimizer at the root")
-    sub.add_argument("--learning-rate", type=float, default=0.05, help="its learning rate")
+    sub.add_argument("--learning-rate", type=float, default=0.02, help="its learning rate")
     sub.add_argument("--momentum", type=float, default=0.9, help="of SGD; Adam ignores it")
     sub.add_argument("--weight-decay", type=float, default=0.0, help="L2 penalty")
     sub.add_argument("--no-reference", action="store_true", help="do not train on a single process for comparison")

@@ -19,6 +19,8 @@ from hiertrain.testbeds.base import Testbed, TestbedSettings
 from hiertrain.testbeds.local import open_local
 from hiertrain.values import InputError
 
+# Mini-batches whose losses are compared with those of one process, before training amplifies rounding.
+COMPARED = 10
 EXECUTIONS = {"paper": Execution.paper(), "paper-float32": Execution(sample_encoding="float32")}
 
 
@@ -157,7 +159,10 @@ def run_train(options: argparse.Namespace) -> None:
         reference = train_on_one_process(training, dataset)
         single = trained_model(training, reference.snapshots[training.iterations], dataset)
         results["single_process_accuracy"] = accuracy(single, dataset)
+        results["largest_loss_difference"] = np.abs(np.subtract(run.losses, reference.losses))[:COMPARED].max()
         print(f"test accuracy, trained in one process: {results['single_process_accuracy']:.4f}")
+        difference = results["largest_loss_difference"]
+        print(f"losses of the first {COMPARED} mini-batches differ by at most {difference:.1e}; later, rounding grows")
     if not chain.exact:
         print(f"not exact by nature, because of {'; '.join(chain.inexact_layers)}")
     parameters = {

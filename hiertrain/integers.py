@@ -47,9 +47,10 @@ class IntegerCosts:
 
 
 def scale(problem: Problem, tree: Tree) -> int:
-    """How many units the best known time has. A path through the plan's events loses less than one unit for each
+    """How many units the best known time has.
 
-    sample and layer, forward and backward, and for each message, so this many units keep the loss below TIE / 2.
+    A path through the plan's events loses less than one unit for each sample and layer, forward and backward, and for
+    each message, so this many units keep the loss below TIE / 2.
     """
     lost = 4 * problem.batch_size * (problem.profile.chain.depth + len(tree.workers) + 1)
     return min(int(2 * lost / TIE), LARGEST_SUM // lost)

@@ -1,6 +1,7 @@
 """The set-up files agree with each other and with the code."""
 
 import ast
+import csv
 import re
 import sys
 import tomllib
@@ -83,3 +84,14 @@ def test_hooks_run_the_checks_of_make_without_downloads():
 
 def test_no_module_is_longer_than_400_lines():
     assert {str(path): n for path in PACKAGE if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400} == {}
+
+
+def test_readme_shows_the_reference_results_and_links_to_what_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+    table = ROOT / "results" / "reference" / "tables" / "04-training.csv"
+    for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
+        times = (float(row[f"iteration_ms_{kind}"]) for kind in ("predicted", "emulated"))
+        cells = [f"`{row['policy']}`", *(f"{time:.1f}" for time in times), f"{float(row['speedup']):.2f}x"]
+        assert f"| {' | '.join(cells)} |" in text
