@@ -7,7 +7,7 @@ from hiertrain.program import compile_plan, simulate
 from tests.strategies import planned_problems
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(planned_problems())
 def test_closed_form_equals_the_simulated_program(drawn: tuple[Problem, Plan]) -> None:
     problem, plan = drawn

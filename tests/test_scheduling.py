@@ -178,7 +178,7 @@ def test_large_problems_match_branch_and_bound(layers: int, batch_size: int, clo
     check_solution(problem, optimize(problem), branch_and_bound_optimum(problem))
 
 
-@pytest.mark.parametrize("batch_size", [32, 128, 512])
+@pytest.mark.parametrize("batch_size", [32, 512])
 @pytest.mark.parametrize("model", ["lenet5", "alexnet", "vgg16", "resnet50"])
 def test_recorded_profiles_match_branch_and_bound(model: str, batch_size: int) -> None:
     rates = {("device", "edge"): 20.0, ("edge", "cloud"): 5.0, ("device", "cloud"): 5.0}
