@@ -49,6 +49,10 @@ class Training(Value):
     iterations: PositiveInt
     snapshot_every: PositiveInt  # iterations; there is always one after the last
 
+    def snapshot_due(self, done: int) -> bool:
+        """Whether the weights are kept after ``done`` iterations."""
+        return done == self.iterations or done % self.snapshot_every == 0
+
 
 class Group(Value):
     """The workers that exchange tensors in one job; a worker's rank is its place in ``members``."""
@@ -110,7 +114,6 @@ class Ready(Value):
     """A worker's first answer. ``store_port`` is that of the rendezvous store, on the worker that serves it."""
 
     kind: Literal["ready"] = "ready"
-    host: str
     store_port: PositiveInt | None = None
 
 
@@ -141,7 +144,7 @@ class Profiled(Value):
 class Probed(Value):
     """The answer to a ProbeJob, from the sender; the other member answers without timings.
 
-    ``long_s`` and ``short_s`` are the times of a long and an empty message there, each with an empty message back.
+    ``long_s`` and ``short_s`` are the times of a long message and of one byte there, each with one byte back.
     """
 
     kind: Literal["probed"] = "probed"

@@ -170,10 +170,10 @@ def _point(layer: str, step: Step, samples: int, times_s: Sequence[float] | np.n
 
 
 def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
-    """Time messages from the group's first member to its second, each answered by an empty one.
+    """Time messages from the group's first member to its second, each answered by a single byte.
 
     The long message is lengthened until it takes ``target_s``, so that the bandwidth follows from the difference to
-    an empty message: fixed costs cancel out.
+    a message of one byte: fixed costs cancel out.
     """
     sender, receiver = job.group.members
     with Transport(name, job.group, job.links) as transport:
@@ -182,7 +182,7 @@ def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
             return Probed()
 
         def exchange(size_bytes: int) -> float:
-            """Seconds from announcing nothing to the receiver's answer to ``size_bytes``; the size goes ahead."""
+            """Seconds from sending ``size_bytes`` to the receiver's answer; the size is announced before."""
             transport.send(receiver, torch.tensor([size_bytes])).result()
             back = torch.empty(1, dtype=torch.uint8)
             work = transport.receive(receiver, back)

@@ -1,6 +1,5 @@
 """Single-process SGD: what every plan must equal, written as anybody would write it, without plan or program."""
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +15,9 @@ from hiertrain.values import RunError
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """Loss and seconds per iteration, and the packed weights by the number of iterations done."""
+    """The loss of each mini-batch, and the packed weights by the number of iterations done."""
 
     losses: tuple[float, ...]
-    iteration_s: tuple[float, ...]
     snapshots: dict[int, bytes]
 
 
@@ -31,10 +29,9 @@ def train_on_one_process(training: Training, dataset: Dataset) -> ReferenceRun:
     model = build_model(**dict(training.model)).train()
     torch.manual_seed(training.seed)  # of Dropout
     optimizer = build_optimizer(training.optimizer, list(model.parameters()))
-    losses, iteration_s, snapshots = [], [], {}
+    losses, snapshots = [], {}
     for iteration in trange(training.iterations, desc="single process", unit="iteration", leave=False):
         rows = batch_indices(len(dataset.train_labels), training.batch_size, training.seed, iteration)
-        started_s = time.monotonic()
         optimizer.zero_grad()
         loss = cross_entropy(model(dataset.train_samples[rows]), dataset.train_labels[rows])
         if not torch.isfinite(loss):
@@ -42,8 +39,7 @@ def train_on_one_process(training: Training, dataset: Dataset) -> ReferenceRun:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        iteration_s.append(time.monotonic() - started_s)
         done = iteration + 1
-        if done == training.iterations or done % training.snapshot_every == 0:
+        if training.snapshot_due(done):
             snapshots[done] = pack_weights(model)
-    return ReferenceRun(tuple(losses), tuple(iteration_s), snapshots)
+    return ReferenceRun(tuple(losses), snapshots)

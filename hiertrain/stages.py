@@ -91,7 +91,7 @@ def measure_layers(
 def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0.1) -> Network:
     """Stage 1b: bandwidth and latency of every pair and direction, by real transfers, one pair at a time.
 
-    A link's latency is taken as half of the round trip of an empty message: the two directions cannot be told apart
+    A link's latency is taken as half of the round trip of one byte: the two directions cannot be told apart
     without synchronised clocks. Raises WorkerError.
     """
     pairs = [(a, b) for a in testbed.workers for b in testbed.workers if a != b]
@@ -111,7 +111,7 @@ def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0
 
 
 def link_from_probe(source: str, target: str, probe: Probed) -> Link:
-    """Bandwidth from the difference of a long and an empty message; latency from the empty one's round trip."""
+    """Bandwidth from the difference of a long message and one byte; latency from that byte's round trip."""
     short_s = np.array(probe.short_s)
     mbps = 8e-6 * probe.message_bytes / np.maximum(np.array(probe.long_s) - np.median(short_s), 1e-9)
     low, bandwidth, high = np.quantile(mbps, [0.25, 0.5, 0.75])

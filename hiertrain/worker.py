@@ -6,7 +6,6 @@ is gone, whatever it died of: the worker then exits at once, in the middle of a 
 
 import argparse
 import os
-import platform
 import queue
 import socket
 import sys
@@ -69,7 +68,7 @@ def main() -> None:
     threading.Thread(target=_read, args=(sys.stdin.buffer, requests), daemon=True).start()
     torch.set_num_interop_threads(1)
     store = _serve_store(arguments.serve_store) if arguments.serve_store else None
-    outbox.put(Ready(host=platform.node(), store_port=store.port if store else None))
+    outbox.put(Ready(store_port=store.port if store else None))
     while True:
         job = requests.get().job
         try:
@@ -133,7 +132,7 @@ def _train(name: str, job: TrainJob, outbox: _Outbox) -> Trained:
             done = iteration + 1
             if name == job.group.members[0]:
                 outbox.progress(done, training.iterations, "")
-            if name == plan.root and (done == training.iterations or done % training.snapshot_every == 0):
+            if name == plan.root and training.snapshot_due(done):
                 outbox.put(Snapshot(iteration=done), pack_weights(model))
     return Trained(
         losses=tuple(record.loss for record in records),
