@@ -15,8 +15,8 @@ from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, simulate
 from hiertrain.solution import Solution
-from hiertrain.testbeds.base import Testbed, TestbedSettings
-from hiertrain.testbeds.local import open_local
+from hiertrain.testbeds import open_testbed
+from hiertrain.testbeds.settings import kind_of_times, load_testbed
 from hiertrain.values import InputError
 
 # Mini-batches whose losses are compared with those of one process, before training amplifies rounding.
@@ -36,8 +36,8 @@ def run_profile(options: argparse.Namespace) -> None:
         dataset = load_dataset(options.dataset, options.data)
         model = ModelSettings(name=options.model, sample_shape=dataset.sample_shape, classes=dataset.classes)
     depth = build_model(**dict(model)).chain.depth  # a model that cannot be had is found out before any process starts
-    with _open(options.testbed) as testbed:
-        kind = testbed.settings.kind_of_times
+    with open_testbed(load_testbed(options.testbed)) as testbed:
+        kind = kind_of_times(testbed.settings)
         profile = measure_layers(testbed, model, time_limit_s=options.time_limit)
     files.save(profile, options.output)
     print(f"{profile.model}: {depth} layers; one mini-batch of 64 on one worker ({kind}):")
@@ -57,9 +57,9 @@ def run_links(options: argparse.Namespace) -> None:
     from hiertrain.stages import measure_links
 
     files.check_output(options.output)
-    with _open(options.testbed) as testbed:
+    with open_testbed(load_testbed(options.testbed)) as testbed:
         network = measure_links(testbed)
-        kind = testbed.settings.kind_of_times
+        kind = kind_of_times(testbed.settings)
     files.save(network, options.output)
     print(f"links ({kind}):")
     for link in network.links:
@@ -113,7 +113,7 @@ def run_train(options: argparse.Namespace) -> None:
     # All that is given is checked before anything is measured.
     run_name, root = options.output.name, options.output.parent
     files.check_output(record_path(run_name, "train", root))
-    settings = files.load(TestbedSettings, options.testbed)
+    settings = load_testbed(options.testbed)
     plan, execution = _given_plan(options, settings.data_holder)
     dataset = load_dataset(options.dataset, options.data)
     training = training_settings(
@@ -133,13 +133,13 @@ def run_train(options: argparse.Namespace) -> None:
     if plan:
         check_training(plan, training, chain, settings)
 
-    with open_local(settings) as testbed:
+    with open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)
         plan = plan or _search(options, profile, network, settings.data_holder, execution).plan
         problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
         run = train(testbed, problem, plan, training)
-    predicted_s, kind = iteration_s(problem, plan), settings.kind_of_times
+    predicted_s, kind = iteration_s(problem, plan), kind_of_times(settings)
     low, median, high = np.quantile(run.iteration_s, [0.25, 0.5, 0.75]) * 1e3
     print(
         f"{kind}: {median:.2f} ms per iteration (quartiles {low:.2f} and {high:.2f} over {training.iterations}); "
@@ -197,10 +197,6 @@ def run_reproduce(options: argparse.Namespace) -> None:
     from hiertrain.reproduce import reproduce
 
     reproduce(options.parameters, run=options.run, only=options.only, force=options.force)
-
-
-def _open(path: Path) -> Testbed:
-    return open_local(files.load(TestbedSettings, path))
 
 
 def _load_plan(path: Path, execution: Execution) -> Plan:

@@ -1,7 +1,7 @@
 """The paper's three stages as the user drives them: profiling and training on a testbed's workers.
 
 Optimization, the stage between them, is ``scheduling.optimize``. Times that come from here are *measured* where the
-testbed runs at its own speed and *emulated* where it paces or shapes (``TestbedSettings.kind_of_times``).
+testbed runs at its own speed and *emulated* where it paces or shapes (``testbeds.settings.kind_of_times``).
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +39,8 @@ from hiertrain.plan import Plan, Problem, check_plan
 from hiertrain.profile import Profile, WorkerProfile
 from hiertrain.program import Program, Span, Timeline, compile_plan, dry_run
 from hiertrain.runtime import unpack_weights
-from hiertrain.testbeds.base import Testbed, TestbedSettings
+from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.settings import AnySettings
 from hiertrain.values import InputError
 
 EVALUATION_BATCH = 500
@@ -100,7 +101,7 @@ def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0
         group = testbed.group((source, target), timeout_s=10 * target_s)
         jobs = {
             name: ProbeJob(
-                group=group, links=testbed.settings.links_from(name), repetitions=repetitions, target_s=target_s
+                group=group, links=dict(testbed.links_from(name)), repetitions=repetitions, target_s=target_s
             )
             for name in (source, target)
         }
@@ -233,7 +234,7 @@ def train_jobs(testbed: Testbed, problem: Problem, plan: Plan, training: Trainin
     return {
         name: TrainJob(
             group=group,
-            links=testbed.settings.links_from(name),
+            links=dict(testbed.links_from(name)),
             pace=_pace(problem.profile, name) if testbed.settings.workers[name].slowdown != 1 else None,
             threads=testbed.settings.workers[name].threads,
             training=training,
@@ -249,7 +250,7 @@ def _pace(profile: Profile, worker: str) -> WorkerProfile:
     return profile.worker(worker).model_copy(update={"measurement": None})
 
 
-def check_training(plan: Plan, training: Training, chain: Chain, settings: TestbedSettings) -> None:
+def check_training(plan: Plan, training: Training, chain: Chain, settings: AnySettings) -> None:
     """Raise InputError unless the plan fits what is trained, and the testbed that it is trained on."""
     if plan.batch_size != training.batch_size:
         raise InputError(f"plan has the batch size {plan.batch_size}, the training {training.batch_size}")
@@ -259,7 +260,7 @@ def check_training(plan: Plan, training: Training, chain: Chain, settings: Testb
     check_plan(plan, chain)
 
 
-def check_profile(profile: Profile, chain: Chain, settings: TestbedSettings) -> None:
+def check_profile(profile: Profile, chain: Chain, settings: AnySettings) -> None:
     """Raise InputError unless the profile is of this very chain, and of workers as fast as the testbed's."""
     if profile.layers != chain.layers:
         raise InputError(

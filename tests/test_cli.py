@@ -152,7 +152,7 @@ def test_predict_refuses_a_bad_plan_in_one_line(
 def test_train_refuses_what_cannot_be_trained_before_any_work(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hiertrain.commands.open_local", lambda _: pytest.fail("a testbed was opened"))
+    monkeypatch.setattr("hiertrain.commands.open_testbed", lambda _: pytest.fail("a testbed was opened"))
     for options, message in (
         (["--dataset", "nothing"], "nothing"),
         (["--model", "lenet6"], "lenet5"),

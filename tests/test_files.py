@@ -7,7 +7,7 @@ from hiertrain import files
 from hiertrain.network import Network
 from hiertrain.plan import Plan
 from hiertrain.profile import Profile
-from hiertrain.testbeds.base import TestbedSettings
+from hiertrain.testbeds.settings import LocalSettings
 from hiertrain.values import InputError, Value
 
 COST = {"fixed_s": 1e-4, "per_sample_s": 2e-5}
@@ -22,7 +22,7 @@ TESTBED = {"kind": "local", "data_holder": "device", "workers": {"device": {}}}
 
 @pytest.mark.parametrize(
     ("kind", "content"),
-    [(Profile, PROFILE), (Network, {"links": [LINK]}), (Plan, PLAN), (TestbedSettings, TESTBED)],
+    [(Profile, PROFILE), (Network, {"links": [LINK]}), (Plan, PLAN), (LocalSettings, TESTBED)],
 )
 def test_what_is_written_is_read_back(kind: type[Value], content: dict, tmp_path: Path) -> None:
     path = tmp_path / "folder" / "value.json"
@@ -55,11 +55,11 @@ def changed(content: dict, **fields: object) -> dict:
         (Plan, changed(PLAN, batch_size=5), "samples add up to 4; they must add up to the batch size 5"),
         (Plan, changed(PLAN, data_holder="phone"), "data_holder 'phone' is not one of the workers device"),
         (Plan, changed(PLAN, workers={"device": changed(PART, parent="device")}), "exactly one worker is the root"),
-        (TestbedSettings, changed(TESTBED, kind="moon"), 'kind: .*got "moon"'),
-        (TestbedSettings, changed(TESTBED, data_holder="edge"), "'edge' is not one of the workers device"),
-        (TestbedSettings, changed(TESTBED, links=[LINK]), "'edge' is not one of the workers device"),
+        (LocalSettings, changed(TESTBED, kind="moon"), 'kind: .*got "moon"'),
+        (LocalSettings, changed(TESTBED, data_holder="edge"), "'edge' is not one of the workers device"),
+        (LocalSettings, changed(TESTBED, links=[LINK]), "'edge' is not one of the workers device"),
         (
-            TestbedSettings,
+            LocalSettings,
             changed(TESTBED, workers={"device": {"slowdown": 1.5}}),
             "slowdown 1.5: must be 1 .*at least 2",
         ),

@@ -9,8 +9,8 @@ from hiertrain.network import Link
 from hiertrain.profile import TimingPoint
 from hiertrain.profiling import fit_cost
 from hiertrain.stages import link_from_probe, measure_layers, measure_links
-from hiertrain.testbeds.base import TestbedSettings, WorkerSettings
-from hiertrain.testbeds.local import open_local
+from hiertrain.testbeds import open_testbed
+from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 
 
 def points(times: dict[int, float]) -> list[TimingPoint]:
@@ -56,8 +56,8 @@ def test_profile_and_links_of_an_emulated_testbed() -> None:
         Link(source="edge", target="device", bandwidth_mbps=40, latency_ms=5),
     )
     workers = {"device": WorkerSettings(slowdown=4), "edge": WorkerSettings(slowdown=2)}
-    settings = TestbedSettings(kind="local", data_holder="device", workers=workers, links=links)
-    with open_local(settings) as testbed:
+    settings = LocalSettings(data_holder="device", workers=workers, links=links)
+    with open_testbed(settings) as testbed:
         profile = measure_layers(testbed, ModelSettings(name="lenet5"), sample_counts=(1, 4), repetitions=3, warm_up=1)
         limited = measure_layers(
             testbed,

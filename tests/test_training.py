@@ -23,8 +23,9 @@ from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program import SEND_OF
 from hiertrain.reference import train_on_one_process
 from hiertrain.stages import accuracy, train, train_jobs, trained_model, training_settings
-from hiertrain.testbeds.base import Testbed, TestbedSettings, WorkerError, WorkerSettings
-from hiertrain.testbeds.local import open_local
+from hiertrain.testbeds import open_testbed
+from hiertrain.testbeds.base import Testbed, WorkerError
+from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.values import InputError, RunError
 from tests.strategies import plans
 
@@ -37,15 +38,15 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module")
 def testbed() -> Iterator[Testbed]:
-    free = TestbedSettings(kind="local", data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
-    with open_local(free) as opened:
+    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+    with open_testbed(free) as opened:
         yield opened
 
 
 @pytest.fixture
 def testbed_of_its_own() -> Iterator[Testbed]:
-    free = TestbedSettings(kind="local", data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
-    with open_local(free) as opened:
+    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+    with open_testbed(free) as opened:
         yield opened
 
 
@@ -196,12 +197,12 @@ def test_what_does_not_fit_is_refused_before_any_work(testbed: Testbed) -> None:
 
 
 def test_a_failing_worker_ends_the_session_with_its_name() -> None:
-    free = TestbedSettings(kind="local", data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
     dataset = load_dataset("digits")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=1)
     nowhere = training.model_copy(update={"dataset": "nothing"})
-    with open_local(free) as opened:
+    with open_testbed(free) as opened:
         with pytest.raises(WorkerError, match=r"worker device failed: InputError: .*nothing"):
             train(opened, problem, PLANS["star"], nowhere)
         assert all(not alive(worker.process.pid) for worker in opened._workers.values())
@@ -216,11 +217,11 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_worker_ends_the_training_with_its_name() -> None:
-    free = TestbedSettings(kind="local", data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
     dataset = load_dataset("digits")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6)
-    with open_local(free) as opened:
+    with open_testbed(free) as opened:
         pids = [worker.process.pid for worker in opened._workers.values()]
 
         def kill_one(_: str, progress: Progress) -> None:
@@ -248,10 +249,10 @@ def test_a_loss_that_is_no_number_ends_the_training_at_once(testbed_of_its_own: 
 def test_a_dead_parent_leaves_no_worker_behind(how: signal.Signals) -> None:
     script = (
         "import sys\n"
-        "from hiertrain.testbeds.base import TestbedSettings, WorkerSettings\n"
-        "from hiertrain.testbeds.local import open_local\n"
+        "from hiertrain.testbeds import open_testbed\n"
+        "from hiertrain.testbeds.settings import LocalSettings, WorkerSettings\n"
         "workers = {'device': WorkerSettings(), 'edge': WorkerSettings()}\n"
-        "with open_local(TestbedSettings(kind='local', data_holder='device', workers=workers)) as testbed:\n"
+        "with open_testbed(LocalSettings(data_holder='device', workers=workers)) as testbed:\n"
         "    print(*(worker.process.pid for worker in testbed._workers.values()), flush=True)\n"
         "    sys.stdin.read()\n"
     )

@@ -1,1 +1,30 @@
 """Where workers run and how links are shaped."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+from hiertrain.testbeds.base import Host, Testbed
+from hiertrain.testbeds.local import local_hosts
+from hiertrain.testbeds.netns import netns_hosts
+from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, SshSettings
+from hiertrain.testbeds.ssh import ssh_hosts
+
+
+@contextmanager
+def open_testbed(settings: AnySettings) -> Iterator[Testbed]:
+    """A session on the testbed that ``settings`` describe: its workers run until the end of the ``with`` block.
+
+    Raises InputError when this machine lacks what the testbed needs, WorkerError when a worker does not start.
+    """
+    with _hosts(settings) as hosts, Testbed(settings, hosts) as testbed:
+        yield testbed
+
+
+def _hosts(settings: AnySettings) -> AbstractContextManager[Mapping[str, Host]]:
+    match settings:
+        case LocalSettings():
+            return local_hosts(settings)
+        case NetnsSettings():
+            return netns_hosts(settings)
+        case SshSettings():
+            return ssh_hosts(settings)

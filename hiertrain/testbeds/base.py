@@ -11,15 +11,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
-from typing import IO, Literal
-
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from typing import IO
 
 from hiertrain.jobs import Answer, Failure, Group, Job, Progress, Ready, Request, Snapshot, read_reply, write_message
-from hiertrain.network import Link, Network
-from hiertrain.values import RunError, Value
+from hiertrain.network import Link
+from hiertrain.testbeds.settings import AnySettings
+from hiertrain.values import RunError
 
 START_TIMEOUT_S = 120.0  # importing PyTorch on a slow machine
 END_TIMEOUT_S = 5.0
@@ -31,59 +30,13 @@ class WorkerError(RunError):
     """A worker failed or died; the message names it and what it was doing."""
 
 
-class WorkerSettings(Value):
-    """One worker of a testbed file."""
-
-    slowdown: float = 1.0  # paced to this multiple of the machine's own time; 1: as fast as it is
-    threads: PositiveInt = 1
-
-    @field_validator("slowdown")
-    @classmethod
-    def _room_for_pacing(cls, slowdown: float) -> float:
-        if slowdown != 1 and not slowdown >= 2:
-            raise ValueError(
-                f"slowdown {slowdown:g}: must be 1 (no pacing) or at least 2, so that there is room to wait"
-            )
-        return slowdown
-
-
-class TestbedSettings(Value):
-    """The content of a testbed file. ``links`` empty: as fast as the machine's own network is."""
-
-    __test__ = False  # the name is not that of a test class
-
-    kind: Literal["local"]
-    data_holder: str
-    workers: dict[str, WorkerSettings] = Field(min_length=1)
-    links: tuple[Link, ...] = ()
-    timeout_s: PositiveFloat = 60.0  # of one message, on top of what the emulated links need
-
-    @model_validator(mode="after")
-    def _names_are_workers(self) -> "TestbedSettings":
-        names = {self.data_holder, *(name for link in self.links for name in (link.source, link.target))}
-        for name in sorted(names - set(self.workers)):
-            raise ValueError(f"{name!r} is not one of the workers {', '.join(self.workers)}")
-        Network(links=self.links)  # one link per direction
-        return self
-
-    @property
-    def kind_of_times(self) -> Literal["measured", "emulated"]:
-        """The label of times from this testbed: emulated where pacing or delays of our own make them."""
-        emulated = self.links or any(worker.slowdown != 1 for worker in self.workers.values())
-        return "emulated" if emulated else "measured"
-
-    def links_from(self, worker: str) -> dict[str, Link]:
-        """The emulated links from ``worker``, by receiver."""
-        return {link.target: link for link in self.links if link.source == worker}
-
-
 @dataclass(frozen=True)
 class Host:
     """How one worker is reached."""
 
     command: Sequence[str]  # starts ``python -m hiertrain.worker`` there, its arguments still missing
     address: str  # that the other workers reach
-    environment: Mapping[str, str]
+    links: Mapping[str, Link] = field(default_factory=dict)  # emulated by the sender, by receiver
 
 
 @dataclass(frozen=True)
@@ -113,7 +66,7 @@ class Testbed:
 
     __test__ = False
 
-    def __init__(self, settings: TestbedSettings, hosts: Mapping[str, Host]) -> None:
+    def __init__(self, settings: AnySettings, hosts: Mapping[str, Host]) -> None:
         """Start one worker per host and wait until all are ready. Raises WorkerError."""
         self.settings = settings
         self._hosts = hosts
@@ -144,6 +97,10 @@ class Testbed:
     def workers(self) -> tuple[str, ...]:
         """The names of the workers."""
         return tuple(self._hosts)
+
+    def links_from(self, worker: str) -> Mapping[str, Link]:
+        """The emulated links from ``worker``, by receiver."""
+        return self._hosts[worker].links
 
     def group(self, members: Sequence[str], timeout_s: float) -> Group:
         """A new process group. ``timeout_s`` is the longest that one message may take, from the cost model."""
@@ -201,7 +158,6 @@ class Testbed:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, **host.environment},
             start_new_session=True,  # Ctrl-C reaches the parent alone, which closes the session
         )
         self._workers[name] = _Worker(process, log)

@@ -5,18 +5,21 @@ and computing by pacing, which sleeps until an action has lasted as long as on t
 """
 
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from hiertrain.testbeds.base import Host, Testbed, TestbedSettings
+from hiertrain.testbeds.base import Host
+from hiertrain.testbeds.settings import LocalSettings
 
 ADDRESS = "127.0.0.1"
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
-def open_local(settings: TestbedSettings) -> Testbed:
-    """Start the workers of ``settings`` on this machine. Raises WorkerError."""
-    host = Host(
-        command=(sys.executable, "-m", "hiertrain.worker"),
-        address=ADDRESS,
-        environment={"GLOO_SOCKET_IFNAME": LOOPBACK},
-    )
-    return Testbed(settings, dict.fromkeys(settings.workers, host))
+@contextmanager
+def local_hosts(settings: LocalSettings) -> Iterator[Mapping[str, Host]]:
+    """One host per worker: this machine."""
+    command = ("env", f"GLOO_SOCKET_IFNAME={LOOPBACK}", sys.executable, "-m", "hiertrain.worker")
+    yield {
+        name: Host(command, ADDRESS, {link.target: link for link in settings.links if link.source == name})
+        for name in settings.workers
+    }

@@ -1,0 +1,144 @@
+"""The content of a testbed file: which workers there are, where they run and how they are linked.
+
+The kinds share everything but what only one of them can do: a local testbed emulates links, one of network namespaces
+has them shaped by the kernel, and machines that SSH reaches have their own.
+"""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import Field, PositiveFloat, PositiveInt, RootModel, field_validator, model_validator
+
+from hiertrain import files
+from hiertrain.network import Link, Network
+from hiertrain.values import Value
+
+
+class WorkerSettings(Value):
+    """One worker of a testbed file."""
+
+    slowdown: float = 1.0  # paced to this multiple of the machine's own time; 1: as fast as it is
+    threads: PositiveInt = 1
+    accelerator: Literal["cpu", "cuda"] = "cpu"
+
+    @field_validator("slowdown")
+    @classmethod
+    def _room_for_pacing(cls, slowdown: float) -> float:
+        if slowdown != 1 and not slowdown >= 2:
+            raise ValueError(
+                f"slowdown {slowdown:g}: must be 1 (no pacing) or at least 2, so that there is room to wait"
+            )
+        return slowdown
+
+
+class NetnsWorker(WorkerSettings):
+    """A worker in a network namespace of its own."""
+
+    cpu_quota: PositiveFloat | None = None  # cores that it may use, by a control group; None: no quota
+
+    @model_validator(mode="after")
+    def _pacing_or_quota(self) -> "NetnsWorker":
+        if self.cpu_quota is not None and self.slowdown != 1:
+            raise ValueError(
+                f"cpu_quota {self.cpu_quota:g} and slowdown {self.slowdown:g}: a worker has one or the other"
+            )
+        return self
+
+
+class SshWorker(WorkerSettings):
+    """A worker on a machine that OpenSSH reaches; ``~/.ssh/config`` applies."""
+
+    host: str = Field(min_length=1)  # what ssh is told: a name, an alias of ~/.ssh/config or an address
+    user: str | None = None
+    port: PositiveInt | None = Field(default=None, le=65535)
+    address: str  # IPv4 address that the other workers reach it at
+    interface: str  # the network interface that has this address
+    python: str = "python3"  # the interpreter there, such as .venv/bin/python
+    folder: str | None = None  # the package is copied there by rsync before each start; None: it is installed
+
+
+W = TypeVar("W", bound=WorkerSettings)
+
+
+class _TestbedSettings(Value, Generic[W]):
+    """What every kind of testbed has."""
+
+    data_holder: str
+    workers: Mapping[str, W] = Field(min_length=1)
+    timeout_s: PositiveFloat = 8.0  # a worker or a link without a sign of life for so long counts as lost
+
+    @model_validator(mode="after")
+    def _data_holder_is_a_worker(self) -> "_TestbedSettings[W]":
+        _check_names({self.data_holder}, self.workers)
+        return self
+
+
+class LocalSettings(_TestbedSettings[WorkerSettings]):
+    """Processes on this machine."""
+
+    kind: Literal["local"] = "local"
+    links: tuple[Link, ...] = ()  # emulated by the senders; empty: as fast as the machine's own network is
+
+    @model_validator(mode="after")
+    def _links_join_workers(self) -> "LocalSettings":
+        _check_links(self.links, self.workers)
+        return self
+
+
+class NetnsSettings(_TestbedSettings[NetnsWorker]):
+    """Three hosts on this Linux machine: a network namespace for each worker, links shaped by the kernel."""
+
+    kind: Literal["netns"] = "netns"
+    links: tuple[Link, ...] = ()  # a pair and direction that is not listed is as fast as the machine
+
+    @model_validator(mode="after")
+    def _links_can_be_shaped(self) -> "NetnsSettings":
+        _check_links(self.links, self.workers)
+        for link in self.links:
+            if link.latency_ms:
+                raise ValueError(
+                    f"link from {link.source!r} to {link.target!r}: latency_ms {link.latency_ms:g}; "
+                    "must be 0, because only rates are shaped here"
+                )
+        return self
+
+
+class SshSettings(_TestbedSettings[SshWorker]):
+    """Machines that OpenSSH reaches, with the links that they have."""
+
+    kind: Literal["ssh"] = "ssh"
+
+
+AnySettings = LocalSettings | NetnsSettings | SshSettings
+
+
+class _TestbedFile(RootModel[Annotated[AnySettings, Field(discriminator="kind")]]):
+    """A testbed file says by ``kind`` which of them it is."""
+
+
+def load_testbed(path: str | PathLike[str]) -> AnySettings:
+    """Read a testbed file. Raises InputError that names the file, the field, the value and the rule."""
+    return files.load(_TestbedFile, path).root
+
+
+def kind_of_times(settings: AnySettings) -> Literal["measured", "emulated"]:
+    """The label of times from this testbed.
+
+    Measured over the links of real machines and over links that the kernel shapes, where paced computing lasts as a
+    frozen profile says; emulated where the program itself delays messages or computing on one machine.
+    """
+    if settings.kind != "local":
+        return "measured"
+    emulated = settings.links or any(worker.slowdown != 1 for worker in settings.workers.values())
+    return "emulated" if emulated else "measured"
+
+
+def _check_names(names: set[str], workers: Mapping[str, WorkerSettings]) -> None:
+    for name in sorted(names - set(workers)):
+        raise ValueError(f"{name!r} is not one of the workers {', '.join(workers)}")
+
+
+def _check_links(links: tuple[Link, ...], workers: Mapping[str, WorkerSettings]) -> None:
+    _check_names({name for link in links for name in (link.source, link.target)}, workers)
+    Network(links=links)  # one link per direction
