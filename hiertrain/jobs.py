@@ -15,6 +15,9 @@ from hiertrain.plan import Execution, Plan
 from hiertrain.profile import WorkerProfile
 from hiertrain.values import Value
 
+Accelerator = Literal["cpu", "cuda"]
+BEAT_S = 0.5  # between two signs of life of a worker that has a job
+
 
 class ModelSettings(Value):
     """Which model; every worker builds it for itself."""
@@ -61,7 +64,8 @@ class Group(Value):
     tag: str  # unique per job: jobs of one session share the store
     store_address: str
     store_port: PositiveInt
-    timeout_s: PositiveFloat
+    timeout_s: PositiveFloat  # the longest that one message may take
+    silence_s: PositiveFloat  # a connection whose other end does not even acknowledge for so long is cut
 
 
 class ProfileJob(Value):
@@ -70,6 +74,7 @@ class ProfileJob(Value):
     kind: Literal["profile"] = "profile"
     model: ModelSettings
     threads: PositiveInt
+    accelerator: Accelerator = "cpu"
     sample_counts: tuple[PositiveInt, ...] = Field(min_length=1)
     repetitions: PositiveInt
     warm_up: NonNegativeInt
@@ -96,6 +101,7 @@ class TrainJob(Value):
     links: dict[str, Link] = Field(default_factory=dict)
     pace: WorkerProfile | None = None  # None: as fast as the machine is
     threads: PositiveInt
+    accelerator: Accelerator = "cpu"
     training: Training
     plan: Plan
     execution: Execution
@@ -160,21 +166,48 @@ class Snapshot(Value):
     iteration: PositiveInt
 
 
-class Trained(Value):
-    """The answer to a TrainJob. Times are the worker's monotonic clock in seconds.
+class ClockReading(Value):
+    """A worker's monotonic clock minus that of the group's first member, when the worker's own showed ``at_s``.
 
-    ``spans`` has the start and end of every action of every iteration: shape (iterations, actions, 2).
+    From the quickest of several exchanges; ``error_s`` is half of its round trip, the most that it can be wrong.
     """
 
+    at_s: float
+    offset_s: float
+    error_s: NonNegativeFloat
+
+
+class Iteration(Value):
+    """One iteration on one worker; times on its monotonic clock, in seconds.
+
+    It starts when all workers are ready: posting the receives and meeting the others before it do not count.
+    """
+
+    loss: float  # this worker's share of the mean loss; 0 where it computes no loss
+    started_s: float
+    ended_s: float
+    spans: tuple[tuple[float, float], ...]  # start and end of every action of the worker's program
+    late_s: NonNegativeFloat  # by how much paced actions missed their deadlines
+
+
+class Beat(Value):
+    """A sign of life during a job, every ``BEAT_S``: where the worker is, and what it finished since the last one."""
+
+    kind: Literal["beat"] = "beat"
+    where: str = ""  # iteration, position in the program and action, for people
+    iterations: tuple[Iteration, ...] = ()
+    clock: tuple[ClockReading, ...] = ()
+
+
+class Trained(Value):
+    """The answer to a TrainJob: all iterations are done and have been reported by beats."""
+
     kind: Literal["trained"] = "trained"
-    losses: tuple[float, ...]  # this worker's share of each iteration's mean loss; 0 where it computes no loss
-    started_s: tuple[float, ...]
-    ended_s: tuple[float, ...]
-    spans: tuple[tuple[tuple[float, float], ...], ...]
-    late_s: tuple[NonNegativeFloat, ...]  # by how much paced actions missed their deadlines, per iteration
 
 
-Answer = Annotated[Ready | Progress | Failure | Profiled | Probed | Snapshot | Trained, Field(discriminator="kind")]
+Answer = Annotated[
+    Ready | Progress | Beat | Failure | Profiled | Probed | Snapshot | Trained, Field(discriminator="kind")
+]
 
 
 class Reply(Value):

@@ -16,7 +16,7 @@ from torch import Tensor
 from hiertrain.jobs import Probed, ProbeJob, ProfileJob
 from hiertrain.models import ChainModel, build_model, summed_loss
 from hiertrain.profile import LayerCost, LayerTimes, Measurement, Step, TimingPoint, WorkerProfile
-from hiertrain.runtime import build_optimizer
+from hiertrain.runtime import build_optimizer, synchronize
 from hiertrain.transport import Transport
 
 Report = Callable[[int, int, str], None]  # done, total, note
@@ -30,7 +30,8 @@ def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
     Sample counts that would exceed the job's time or memory limit are skipped, largest first, and the profile says so;
     the smallest is always measured. Raises InputError when the model cannot be built.
     """
-    model = build_model(**dict(job.model)).train()
+    device = torch.device(job.accelerator)
+    model = build_model(**dict(job.model)).to(device).train()
     points: list[TimingPoint] = []
     skipped: list[str] = []
     started_s = time.monotonic()
@@ -43,9 +44,9 @@ def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
             continue
         report(index, len(counts), f"{samples} samples")
         begun_s = time.monotonic()
-        points += _time_passes(model, samples, job)
+        points += _time_passes(model, samples, job, device)
         passed_s, previous = time.monotonic() - begun_s, samples
-    points += _time_updates(model, job)
+    points += _time_updates(model, job, device)
     report(len(counts), len(counts), "done")
     measurement = Measurement(
         host=platform.node(),
@@ -113,11 +114,11 @@ def _excess(job: ProfileJob, model: ChainModel, samples: int, elapsed_s: float, 
     return None
 
 
-def _time_passes(model: ChainModel, samples: int, job: ProfileJob) -> list[TimingPoint]:
+def _time_passes(model: ChainModel, samples: int, job: ProfileJob, device: torch.device) -> list[TimingPoint]:
     """Forward and backward of each layer, the loss included, on random samples."""
     generator = torch.Generator().manual_seed(0)
-    value = torch.randint(0, 256, (samples, *model.sample_shape), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, job.model.classes, (samples,), generator=generator)
+    value = torch.randint(0, 256, (samples, *model.sample_shape), dtype=torch.uint8, generator=generator).to(device)
+    labels = torch.randint(0, job.model.classes, (samples,), generator=generator).to(device)
     points = []
     for number, layer in enumerate(model.chain.layers, start=1):
         loss = number == model.chain.depth
@@ -134,17 +135,20 @@ def _time_passes(model: ChainModel, samples: int, job: ProfileJob) -> list[Timin
 def _one_pass(function: Callable[[Tensor], Tensor], value: Tensor, passes_gradient: bool) -> tuple[float, float]:
     """Seconds of one forward and one backward pass; ``passes_gradient``: also to what comes before."""
     leaf = value.detach().requires_grad_(passes_gradient)
+    synchronize(value.device)
     begun_s = time.perf_counter()
     output = function(leaf)
+    synchronize(value.device)
     forward_s = time.perf_counter() - begun_s
     gradient = torch.ones_like(output)
     begun_s = time.perf_counter()
     if output.requires_grad:  # not so for a first layer without parameters
         torch.autograd.backward(output, gradient)
+        synchronize(value.device)
     return forward_s, time.perf_counter() - begun_s
 
 
-def _time_updates(model: ChainModel, job: ProfileJob) -> list[TimingPoint]:
+def _time_updates(model: ChainModel, job: ProfileJob, device: torch.device) -> list[TimingPoint]:
     """One optimizer step per layer with parameters."""
     points = []
     for layer, module in zip(model.chain.layers[:-1], model.layers, strict=True):
@@ -158,6 +162,7 @@ def _time_updates(model: ChainModel, job: ProfileJob) -> list[TimingPoint]:
         for repetition in range(job.warm_up + job.repetitions):
             begun_s = time.perf_counter()
             optimizer.step()
+            synchronize(device)
             if repetition >= job.warm_up:
                 step_s.append(time.perf_counter() - begun_s)
         points.append(_point(layer.name, "update", 0, step_s))

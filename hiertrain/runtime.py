@@ -2,27 +2,26 @@
 
 Nothing here knows a plan's shape: ``Runner`` performs the actions that ``compile_plan`` lists. The model is cut by
 detaching at every segment's end; gradients of the cut tensors travel back. The weights of the layers that a worker
-computes lie in one flat tensor, and so do their gradients, so that a message is a slice and needs no copy.
+computes lie in one flat tensor, so that a message is a slice and needs no copy.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.distributed import Work
 
-from hiertrain.jobs import OptimizerSettings
+from hiertrain.jobs import Iteration, OptimizerSettings
 from hiertrain.models import ChainModel, summed_loss
 from hiertrain.plan import Execution, Plan
 from hiertrain.profile import WorkerProfile
-from hiertrain.program import SEND_OF, SENDS, Action, Kind, compile_plan, compute_s
+from hiertrain.program import RECEIVES, SEND_OF, SENDS, Action, Kind, compile_plan, compute_s
 from hiertrain.transport import Transport, sleep_until
 
+CPU = torch.device("cpu")
 SAMPLE_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 # Messages of different kinds carry different tags, so that a receive can only meet the send it was compiled with.
 TAGS = {kind: tag for tag, pair in enumerate(SEND_OF.items()) for kind in pair}
@@ -30,20 +29,6 @@ TAGS = {kind: tag for tag, pair in enumerate(SEND_OF.items()) for kind in pair}
 
 class ActionError(RuntimeError):
     """An action failed; the message names the worker, the action and its position in the program."""
-
-
-@dataclass(frozen=True)
-class IterationRecord:
-    """One iteration on one worker; times on the monotonic clock.
-
-    It starts when all workers are ready: posting the receives and meeting the others before it do not count.
-    """
-
-    loss: float  # this worker's share of the mean loss; 0 where it does not compute the loss
-    started_s: float
-    ended_s: float
-    spans: tuple[tuple[float, float], ...]  # start and end per action
-    late_s: float = 0.0  # by how much the machine was too slow for the pace, over all actions
 
 
 def build_optimizer(settings: OptimizerSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -55,22 +40,30 @@ def build_optimizer(settings: OptimizerSettings, parameters: list[torch.nn.Param
     )
 
 
-def flatten_parameters(model: ChainModel, depth: int) -> tuple[Tensor, Tensor]:
-    """Move the parameters of layers 1..depth into one flat tensor for the weights and one for their gradients.
+def flatten_weights(model: ChainModel, depth: int) -> Tensor:
+    """Move the parameters of layers 1..depth into one flat tensor, of which they become views, and return it.
 
-    The parameters and their ``grad`` become views of the two returned tensors, float32, shape (parameters,), in
-    chain order: the first ``parameter_prefix_bytes[m] / 4`` elements are those of layers 1..m.
+    Float32, shape (parameters,), in chain order: the first ``parameter_prefix_bytes[m] / 4`` elements are those of
+    layers 1..m.
     """
-    parameters = [parameter for layer in model.layers[:depth] for parameter in layer.parameters()]
-    weights = torch.cat([torch.empty(0), *(parameter.detach().reshape(-1) for parameter in parameters)])
-    gradients = torch.zeros_like(weights)
-    offset = 0
+    parameters = list(model.layers[:depth].parameters())
+    if not parameters:
+        return torch.empty(0)
+    weights = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    for parameter, view in zip(parameters, split_like(weights, parameters), strict=True):
+        parameter.data = view
+    return weights
+
+
+def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Views of a flat tensor in the shapes of the first of ``parameters``, as many as it has elements for."""
+    views, offset = [], 0
     for parameter in parameters:
-        view = slice(offset, offset + parameter.numel())
-        parameter.data = weights[view].view_as(parameter)
-        parameter.grad = gradients[view].view_as(parameter)
+        if offset == flat.numel():
+            break
+        views.append(flat[offset : offset + parameter.numel()].view_as(parameter))
         offset += parameter.numel()
-    return weights, gradients
+    return views
 
 
 def pack_weights(model: ChainModel) -> bytes:
@@ -78,7 +71,7 @@ def pack_weights(model: ChainModel) -> bytes:
 
     Running statistics of BatchNorm are left out: each worker has its own, of its own samples and layers only.
     """
-    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).numpy().tobytes()
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).cpu().numpy().tobytes()
 
 
 def unpack_weights(model: ChainModel, packed: bytes) -> None:
@@ -87,7 +80,7 @@ def unpack_weights(model: ChainModel, packed: bytes) -> None:
 
 
 @dataclass
-class _Iteration:
+class _State:
     """What one iteration carries from action to action."""
 
     labels: Tensor  # of the rows that reach the loss on this worker
@@ -99,7 +92,10 @@ class _Iteration:
 
 
 class Runner:
-    """One worker's part in training by a plan: the model, its flat weights, the optimizer at the root."""
+    """One worker's part in training by a plan: the model, its flat weights, the optimizer at the root.
+
+    On an accelerator the model and its activations live there; messages travel through the machine's memory.
+    """
 
     def __init__(
         self,
@@ -110,94 +106,110 @@ class Runner:
         transport: Transport,
         optimizer: OptimizerSettings,
         pace: WorkerProfile | None = None,
+        device: torch.device = CPU,
     ) -> None:
         """``pace``: sleep after each computing action until it has lasted as long as on a worker with these times."""
         self._name = name
         self._plan = plan
-        self._model = model.train()
+        self._model = model.to(device).train()
         self._transport = transport
-        self._pace = pace
+        self._device = device
         self._sample_dtype = SAMPLE_DTYPES[execution.sample_encoding]
         self._program = compile_plan(plan, model.chain, execution).actions[name]
-        self._weights, self._gradients = flatten_parameters(model, plan.workers[name].depth)
+        depth = plan.workers[name].depth
+        self._parameters = list(model.layers[:depth].parameters())
+        self._weights = flatten_weights(model, depth)
+        self._gradients = torch.empty_like(self._weights) if plan.workers[name].parent else torch.empty(0)
+        self._buffers = {
+            position: self._buffer(action) for position, action in enumerate(self._program) if action.kind in RECEIVES
+        }
+        self._durations_s = None if pace is None else [compute_s(pace, action) for action in self._program]
         self._rows = torch.tensor(plan.rows_at_own_depth(name), dtype=torch.int64)
         self._optimizer = build_optimizer(optimizer, list(model.parameters())) if name == plan.root else None
+        self._iteration = 0
+        self._position: int | None = None
 
-    def iterate(self, labels: Tensor, batch: Tensor | None) -> IterationRecord:
+    @property
+    def where(self) -> str:
+        """The place in the program, for people; any thread may ask."""
+        iteration, position = f"iteration {self._iteration}", self._position
+        if position is None:
+            return f"{iteration}, before action 1 (waiting for the other workers)"
+        return f"{iteration}, action {position + 1} of {len(self._program)} ({self._program[position]})"
+
+    def iterate(self, labels: Tensor, batch: Tensor | None) -> Iteration:
         """Perform the program once.
 
         ``labels``: of the whole mini-batch, int64, shape (B,). ``batch``: its raw samples, uint8, shape (B, C, H, W),
         at the data holder; None elsewhere. Raises ActionError.
         """
-        state = _Iteration(labels[self._rows], batch)
-        if batch is not None:
-            state.activations = self._own_samples(batch, self._name)
-        self._gradients.zero_()
-        receipts = {}
-        for position, action in enumerate(self._program):
-            if action.kind in SEND_OF:
-                with self._located(position):
-                    receipts[position] = self._post(action)
+        self._iteration += 1
+        self._position = None
+        try:
+            return self._perform(_State(labels[self._rows].to(self._device), batch))
+        except RuntimeError as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason, _, _ = reason.partition(". This is typically")  # Gloo's guess; the testbed knows better
+            raise ActionError(f"{self.where}: {reason}") from error
+
+    def _perform(self, state: _State) -> Iteration:
+        if state.batch is not None:
+            state.activations = self._own_samples(state.batch, self._name).to(self._device)
+        for parameter in self._parameters:
+            parameter.grad = None
+        arrivals = {}
+        for position, buffer in self._buffers.items():
+            action = self._program[position]
+            assert action.peer is not None
+            arrivals[position] = self._transport.receive(action.peer, buffer, TAGS[action.kind])
+        self._transport.barrier()  # now every receive is posted: no message waits for its receiver
         departures: dict[int, Future[tuple[float, float]]] = {}
         spans: list[tuple[float, float]] = []
-        with self._located(0):
-            self._transport.barrier()  # now every receive is posted: no message waits for its receiver
         late_s = 0.0
         started_s = time.monotonic()
         for position, action in enumerate(self._program):
-            with self._located(position):
-                start_s = time.monotonic()
-                if action.kind in SENDS:
-                    departures[position] = self._send(state, action)
-                elif position in receipts:
-                    buffer, work = receipts[position]
-                    work.wait()
-                    self._take(state, action, buffer)
-                else:
-                    self._compute(state, action)
-                    if self._pace is not None:
-                        late_s += sleep_until(start_s + compute_s(self._pace, action))
-                spans.append((start_s, time.monotonic()))
-        for position, departure in departures.items():
-            with self._located(position):
-                spans[position] = departure.result()
-        return IterationRecord(state.loss, started_s, time.monotonic(), tuple(spans), late_s)
-
-    @contextmanager
-    def _located(self, position: int) -> Iterator[None]:
-        """Say where in the program an error happened."""
-        try:
-            yield
-        except RuntimeError as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            action = self._program[position]
-            raise ActionError(
-                f"{self._name}: action {position + 1} of {len(self._program)} ({action}): {reason}"
-            ) from error
+            self._position = position
+            start_s = time.monotonic()
+            if action.kind in SENDS:
+                departures[position] = self._send(state, action)
+            elif position in arrivals:
+                arrivals[position].wait()
+                self._take(state, action, self._buffers[position])
+            else:
+                self._compute(state, action)
+                if self._durations_s is not None:
+                    late_s += sleep_until(start_s + self._durations_s[position])
+            spans.append((start_s, time.monotonic()))
+        for self._position, departure in departures.items():
+            spans[self._position] = departure.result()
+        return Iteration(
+            loss=state.loss, started_s=started_s, ended_s=time.monotonic(), spans=tuple(spans), late_s=late_s
+        )
 
     def _own_samples(self, batch: Tensor, worker: str) -> Tensor:
         rows = self._plan.own_rows(worker)
         return batch[rows.start : rows.stop].to(self._sample_dtype)
 
-    def _parameters(self, flat: Tensor, action: Action) -> Tensor:
+    def _prefix(self, flat: Tensor, action: Action) -> Tensor:
         """The part of a flat tensor that belongs to layers 1..last of ``action``."""
         return flat[: self._model.chain.parameter_prefix_bytes[action.last] // flat.element_size()]
 
-    def _post(self, action: Action) -> tuple[Tensor, Work]:
-        """Post the receive of ``action`` into a buffer of exactly the message's size: Gloo does not check it."""
-        assert action.peer is not None
+    def _buffer(self, action: Action) -> Tensor:
+        """What an action receives into, of exactly the message's size: Gloo does not check it."""
         match action.kind:
             case Kind.RECEIVE_SAMPLES:
-                buffer = torch.empty((action.samples, *self._model.sample_shape), dtype=self._sample_dtype)
-            case Kind.RECEIVE_WEIGHTS:  # in place: the parent sends them only after it has this worker's gradients
-                buffer = self._parameters(self._weights, action)
+                return torch.empty((action.samples, *self._model.sample_shape), dtype=self._sample_dtype)
+            case Kind.RECEIVE_WEIGHTS:
+                # In place: the parent sends them only after it has this worker's gradients.
+                weights = self._prefix(self._weights, action)
+                return weights if self._device == CPU else torch.empty_like(weights, device=CPU)
             case Kind.RECEIVE_GRADIENTS:
-                buffer = torch.empty_like(self._parameters(self._gradients, action))
+                return torch.empty_like(self._prefix(self._weights, action), device=CPU)
             case _:
-                buffer = torch.empty((action.samples, *self._model.output_shapes[action.last - 1]))
-        return buffer, self._transport.receive(action.peer, buffer, TAGS[action.kind])
+                return torch.empty((action.samples, *self._model.output_shapes[action.last - 1]))
 
-    def _take(self, state: _Iteration, action: Action, received: Tensor) -> None:
+    def _take(self, state: _State, action: Action, buffer: Tensor) -> None:
+        received = buffer.to(self._device)
         match action.kind:
             case Kind.RECEIVE_SAMPLES:
                 state.activations = received
@@ -207,9 +219,16 @@ class Runner:
             case Kind.RECEIVE_ACTIVATION_GRADIENTS:
                 state.gradient = received
             case Kind.RECEIVE_GRADIENTS:
-                self._parameters(self._gradients, action).add_(received)
+                for parameter, gradient in zip(self._parameters, split_like(received, self._parameters), strict=False):
+                    if parameter.grad is None:  # none of the samples went through this layer here
+                        parameter.grad = gradient
+                    else:
+                        parameter.grad.add_(gradient)
+            case Kind.RECEIVE_WEIGHTS:
+                if self._device != CPU:
+                    self._prefix(self._weights, action).copy_(received)
 
-    def _send(self, state: _Iteration, action: Action) -> Future[tuple[float, float]]:
+    def _send(self, state: _State, action: Action) -> Future[tuple[float, float]]:
         assert action.peer is not None
         match action.kind:
             case Kind.SEND_SAMPLES:
@@ -223,12 +242,13 @@ class Runner:
                 own = len(state.gradient) - action.samples
                 state.gradient, tensor = state.gradient[:own], state.gradient[own:]
             case Kind.SEND_GRADIENTS:
-                tensor = self._parameters(self._gradients, action)
+                torch.cat([_flat_gradient(parameter) for parameter in self._parameters], out=self._gradients)
+                tensor = self._gradients
             case _:
-                tensor = self._parameters(self._weights, action)
-        return self._transport.send(action.peer, tensor.contiguous(), TAGS[action.kind])
+                tensor = self._prefix(self._weights, action)
+        return self._transport.send(action.peer, tensor.to(CPU).contiguous(), TAGS[action.kind])
 
-    def _compute(self, state: _Iteration, action: Action) -> None:
+    def _compute(self, state: _State, action: Action) -> None:
         match action.kind:
             case Kind.FORWARD:
                 self._forward(state, action)
@@ -240,8 +260,9 @@ class Runner:
             case _:
                 assert self._optimizer is not None
                 self._optimizer.step()
+        synchronize(self._device)
 
-    def _forward(self, state: _Iteration, action: Action) -> None:
+    def _forward(self, state: _State, action: Action) -> None:
         assert state.activations is not None
         leaf = state.activations.detach()
         if action.first > 1:  # nobody needs the gradient of raw samples
@@ -255,3 +276,14 @@ class Runner:
                 raise RuntimeError(f"the loss is {state.loss}; a lower learning rate may help")
         state.saved.append((leaf, output))
         state.activations = output.detach()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given, so that a clock read next tells the truth."""
+    if device != CPU:
+        torch.accelerator.synchronize(device)
+
+
+def _flat_gradient(parameter: Tensor) -> Tensor:
+    """The gradient as a vector; zeros for a parameter that the loss does not depend on."""
+    return (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1)

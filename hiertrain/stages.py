@@ -4,9 +4,6 @@ Optimization, the stage between them, is ``scheduling.optimize``. Times that com
 testbed runs at its own speed and *emulated* where it paces or shapes (``testbeds.settings.kind_of_times``).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +17,9 @@ from hiertrain.cost import iteration_s
 from hiertrain.datasets import Dataset, iterations_per_epoch
 from hiertrain.files import parse
 from hiertrain.jobs import (
+    Beat,
+    ClockReading,
+    Iteration,
     ModelSettings,
     OptimizerSettings,
     Probed,
@@ -28,7 +28,6 @@ from hiertrain.jobs import (
     ProfileJob,
     Progress,
     Snapshot,
-    Trained,
     Training,
     TrainJob,
 )
@@ -37,10 +36,11 @@ from hiertrain.network import Link, LinkMeasurement, Network
 from hiertrain.paths import DATA
 from hiertrain.plan import Plan, Problem, check_plan
 from hiertrain.profile import Profile, WorkerProfile
-from hiertrain.program import Program, Span, Timeline, compile_plan, dry_run
+from hiertrain.program import compile_plan, dry_run
 from hiertrain.runtime import unpack_weights
-from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import AnySettings
+from hiertrain.training import TrainingRun
 from hiertrain.values import InputError
 
 EVALUATION_BATCH = 500
@@ -72,6 +72,7 @@ def measure_layers(
             job = ProfileJob(
                 model=model,
                 threads=settings.threads,
+                accelerator=settings.accelerator,
                 sample_counts=sample_counts,
                 repetitions=repetitions,
                 warm_up=warm_up,
@@ -79,7 +80,7 @@ def measure_layers(
                 memory_limit_bytes=memory_limit_bytes,
             )
             with tqdm(desc=f"profiling {model.name} on {name}", unit="count", leave=False) as bar:
-                answer = testbed.run({name: job}, on_progress=_shown_on(bar))[name]
+                answer = testbed.run({name: job}, on_event=_shown_on(bar))[name]
             assert isinstance(answer, Profiled)
             base[settings.threads] = workers[name] = answer.profile
         if settings.slowdown != 1:
@@ -131,49 +132,6 @@ def link_from_probe(source: str, target: str, probe: Probed) -> Link:
     )
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """What a training run left behind. Shapes: I iterations."""
-
-    plan: Plan
-    program: Program
-    losses: tuple[float, ...]  # the mean loss of each mini-batch
-    answers: Mapping[str, Trained]
-    snapshots: Mapping[int, bytes]  # the root's packed weights, by the number of iterations done
-
-    @cached_property
-    def iteration_s(self) -> tuple[float, ...]:
-        """Seconds per iteration, from its first worker's start to its last worker's end; shape (I,)."""
-        started = np.min([answer.started_s for answer in self.answers.values()], axis=0)
-        ended = np.max([answer.ended_s for answer in self.answers.values()], axis=0)
-        return tuple((ended - started).tolist())
-
-    @cached_property
-    def elapsed_s(self) -> tuple[float, ...]:
-        """Seconds from the first iteration's start to the end of each iteration; shape (I,)."""
-        first = min(answer.started_s[0] for answer in self.answers.values())
-        ended = np.max([answer.ended_s for answer in self.answers.values()], axis=0)
-        return tuple((ended - first).tolist())
-
-    @property
-    def late_share(self) -> float:
-        """By how much paced actions missed their deadlines, as a share of the time: 0 where the machine keeps up."""
-        return sum(map(sum, (answer.late_s for answer in self.answers.values()))) / sum(self.iteration_s)
-
-    def timeline(self, iteration: int) -> Timeline:
-        """The spans of one iteration, on one clock: the workers of one machine share the monotonic clock."""
-        start_s = min(answer.started_s[iteration] for answer in self.answers.values())
-        return Timeline(
-            tuple(
-                Span(name, position, action, begun_s - start_s, ended_s - start_s)
-                for name, answer in self.answers.items()
-                for position, (action, (begun_s, ended_s)) in enumerate(
-                    zip(self.program.actions[name], answer.spans[iteration], strict=True)
-                )
-            )
-        )
-
-
 def training_settings(
     model: ModelSettings,
     dataset: Dataset,
@@ -216,16 +174,30 @@ def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) ->
     program = compile_plan(plan, chain, problem.execution)
     dry_run(program)
     jobs = train_jobs(testbed, problem, plan, training)
+    done: dict[str, list[Iteration]] = {name: [] for name in plan.participants}
+    clocks: dict[str, list[ClockReading]] = {name: [] for name in plan.participants}
     snapshots: dict[int, bytes] = {}
 
-    def keep(snapshot: Snapshot, payload: bytes) -> None:
-        snapshots[snapshot.iteration] = payload
+    def keep(name: str, event: Progress | Snapshot | Beat, payload: bytes) -> None:
+        match event:
+            case Snapshot():
+                snapshots[event.iteration] = payload
+            case Beat():
+                done[name] += event.iterations
+                clocks[name] += event.clock
+                bar.n = min(map(len, done.values()))
+                bar.refresh()
+
+    def so_far() -> TrainingRun:
+        return TrainingRun(plan, program, done, clocks, snapshots)
 
     with tqdm(desc=f"training {training.model.name}", total=training.iterations, unit="iteration", leave=False) as bar:
-        answers = testbed.run(jobs, on_progress=_shown_on(bar), on_snapshot=keep)
-    trained = {name: answer for name, answer in answers.items() if isinstance(answer, Trained)}
-    losses = np.sum([answer.losses for answer in trained.values()], axis=0)
-    return TrainingRun(plan, program, tuple(losses.tolist()), trained, snapshots)
+        try:
+            testbed.run(jobs, on_event=keep)
+        except WorkerError as error:
+            error.completed = so_far().summary()
+            raise
+    return so_far()
 
 
 def train_jobs(testbed: Testbed, problem: Problem, plan: Plan, training: Training) -> dict[str, TrainJob]:
@@ -237,6 +209,7 @@ def train_jobs(testbed: Testbed, problem: Problem, plan: Plan, training: Trainin
             links=dict(testbed.links_from(name)),
             pace=_pace(problem.profile, name) if testbed.settings.workers[name].slowdown != 1 else None,
             threads=testbed.settings.workers[name].threads,
+            accelerator=testbed.settings.workers[name].accelerator,
             training=training,
             plan=plan,
             execution=problem.execution,
@@ -299,10 +272,11 @@ def accuracy(model: ChainModel, dataset: Dataset) -> float:
     return correct / len(dataset.test_labels)
 
 
-def _shown_on(bar: "tqdm[NoReturn]") -> Callable[[str, Progress], None]:
-    def show(_: str, progress: Progress) -> None:
-        bar.total = progress.total
-        bar.n = progress.done
-        bar.set_postfix_str(progress.note)
+def _shown_on(bar: "tqdm[NoReturn]") -> OnEvent:
+    def show(_: str, event: Progress | Snapshot | Beat, __: bytes) -> None:
+        if isinstance(event, Progress):
+            bar.total = event.total
+            bar.n = event.done
+            bar.set_postfix_str(event.note)
 
     return show

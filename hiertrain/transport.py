@@ -1,9 +1,13 @@
 """Messages between workers over torch.distributed (Gloo), with links emulated where the testbed asks for it.
 
 Gloo is a rendezvous transport: no byte moves before the peer has posted its receive. So receives are posted up front,
-and each peer has a sender thread that keeps messages in order and knows when each one has left.
+and each peer has a sender thread that keeps messages in order and knows when each one has arrived.
 """
 
+import os
+import socket
+import stat
+import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,8 +17,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from hiertrain.jobs import Group
+from hiertrain.jobs import ClockReading, Group
 from hiertrain.network import Link
+
+CLOCK_EXCHANGES = 10
+MEETING_TIMEOUT_S = 120.0  # until all members have built their models and loaded their data
 
 
 def sleep_until(deadline_s: float) -> float:
@@ -31,7 +38,8 @@ class Transport:
     def __init__(self, name: str, group: Group, links: Mapping[str, Link]) -> None:
         """Join ``group`` as ``name``. Sends to the peers in ``links`` are delayed as those links would."""
         timeout = timedelta(seconds=group.timeout_s)
-        store = dist.TCPStore(group.store_address, group.store_port, is_master=False, timeout=timeout)
+        meeting = timedelta(seconds=MEETING_TIMEOUT_S)
+        store = dist.TCPStore(group.store_address, group.store_port, is_master=False, timeout=meeting)
         dist.init_process_group(
             "gloo",
             store=dist.PrefixStore(group.tag, store),
@@ -39,6 +47,8 @@ class Transport:
             world_size=len(group.members),
             timeout=timeout,
         )
+        _notice_cut_connections(group.silence_s)
+        self._name, self._members = name, group.members
         self._ranks = {member: rank for rank, member in enumerate(group.members)}
         self._senders = {
             peer: _Sender(rank, ThreadPoolExecutor(1, f"to-{peer}"), links.get(peer))
@@ -67,6 +77,23 @@ class Transport:
         dist.broadcast(received, self._ranks[source])
         return received
 
+    def read_clock(self) -> ClockReading:
+        """Compare this worker's clock with the first member's; every member calls it, without emulated delays.
+
+        Monotonic clocks of two machines start when these do. So a difference within its own error means one clock.
+        """
+        reference, *others = self._members
+        best = ClockReading(at_s=time.monotonic(), offset_s=0.0, error_s=0.0)
+        for other in others:
+            if self._name == reference:
+                for _ in range(CLOCK_EXCHANGES):
+                    _answer_with_time(self._ranks[other])
+            elif self._name == other:
+                best = min((_ask_for_time(self._ranks[reference]) for _ in range(CLOCK_EXCHANGES)), key=_error_s)
+        if abs(best.offset_s) <= best.error_s:
+            return ClockReading(at_s=best.at_s, offset_s=0.0, error_s=0.0)
+        return best
+
     def receive(self, peer: str, buffer: torch.Tensor, tag: int = 0) -> dist.Work:
         """Post a receive into ``buffer``, whose size must be the message's; ``wait()`` the result."""
         work = dist.irecv(buffer, self._ranks[peer], tag=tag)
@@ -78,23 +105,85 @@ class Transport:
 
         The result is when the message left and when it had arrived, on the monotonic clock.
         """
-        sender = self._senders[peer]
-        return sender.thread.submit(sender.deliver, tensor, tag, time.monotonic())
+        sender, ready_s = self._senders[peer], time.monotonic()
+        if sender.link is not None:
+            return sender.thread.submit(sender.deliver, sender.link, tensor, tag, ready_s)
+        # It leaves at once, also when the thread that waits for its arrival is late.
+        work = dist.isend(tensor, sender.rank, tag=tag)
+        assert work is not None
+        return sender.thread.submit(sender.confirm, work, tensor, ready_s)
 
 
 @dataclass
 class _Sender:
-    """The sender thread of one peer; ``free_s`` is when the emulated link has transmitted all so far."""
+    """The sender thread of one peer; ``free_s`` is when the link has transmitted all so far."""
 
     rank: int
     thread: ThreadPoolExecutor
     link: Link | None
     free_s: float = 0.0
 
-    def deliver(self, tensor: torch.Tensor, tag: int, ready_s: float) -> tuple[float, float]:
+    def deliver(self, link: Link, tensor: torch.Tensor, tag: int, ready_s: float) -> tuple[float, float]:
+        """Send when the emulated link has transmitted the message."""
         start_s = max(ready_s, self.free_s)
-        if self.link is not None and tensor.numel():
-            self.free_s = start_s + self.link.transmission_s(tensor.numel() * tensor.element_size())
-            sleep_until(self.free_s + self.link.latency_s)
+        if tensor.numel():
+            self.free_s = start_s + link.transmission_s(tensor.numel() * tensor.element_size())
+            sleep_until(self.free_s + link.latency_s)
         dist.send(tensor, self.rank, tag=tag)
         return start_s, time.monotonic()
+
+    def confirm(self, work: dist.Work, _tensor: torch.Tensor, ready_s: float) -> tuple[float, float]:
+        """Wait for the arrival of a message that is on its way; its tensor stays alive until then."""
+        work.wait()
+        start_s, self.free_s = max(ready_s, self.free_s), time.monotonic()
+        return start_s, self.free_s
+
+
+def _notice_cut_connections(silence_s: float) -> None:
+    """Let the kernel end every TCP connection of this process whose other end is silent for ``silence_s``.
+
+    Gloo itself waits until its timeout, which must allow for the longest message. The kernel can tell a slow link
+    from a cut one: probes of an idle connection, and data in flight, must be acknowledged (tcp(7)).
+    """
+    probe_s = max(1, int(silence_s // 4))
+    for number in map(int, os.listdir("/dev/fd")):
+        if not _is_socket(number):
+            continue
+        with socket.socket(fileno=os.dup(number)) as connection:
+            if connection.family == socket.AF_UNIX or connection.type != socket.SOCK_STREAM:
+                continue
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe_s)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+            if sys.platform == "linux":
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe_s)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1e3))
+
+
+def _is_socket(number: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(number).st_mode)
+    except OSError:  # the descriptor that the folder was listed with
+        return False
+
+
+def _answer_with_time(rank: int) -> None:
+    dist.recv(torch.empty(1, dtype=torch.uint8), rank)
+    dist.send(torch.tensor([time.monotonic()], dtype=torch.float64), rank)
+
+
+def _ask_for_time(rank: int) -> ClockReading:
+    """One exchange: the other clock was read at some time between asking and the answer."""
+    answer = torch.empty(1, dtype=torch.float64)
+    arrival = dist.irecv(answer, rank)
+    assert arrival is not None
+    asked_s = time.monotonic()
+    dist.send(torch.zeros(1, dtype=torch.uint8), rank)
+    arrival.wait()
+    answered_s = time.monotonic()
+    middle_s = (asked_s + answered_s) / 2
+    return ClockReading(at_s=middle_s, offset_s=middle_s - answer.item(), error_s=(answered_s - asked_s) / 2)
+
+
+def _error_s(reading: ClockReading) -> float:
+    return reading.error_s

@@ -1,5 +1,7 @@
 """What every other module shares: frozen, validated values, and the two errors that the user may get."""
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -8,7 +10,14 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """Something failed while it ran, such as a worker or a notebook. The message names it and where it was."""
+    """Something failed while it ran, such as a worker or a notebook. The message names it and where it was.
+
+    ``completed``: what was finished before, so that a record can keep it.
+    """
+
+    def __init__(self, message: str, completed: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.completed = completed or {}
 
 
 class Value(BaseModel):

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import IO
@@ -20,8 +21,12 @@ import torch.distributed as dist
 
 from hiertrain.datasets import batch_indices, load_dataset
 from hiertrain.jobs import (
+    BEAT_S,
     Answer,
+    Beat,
+    ClockReading,
     Failure,
+    Iteration,
     Job,
     Probed,
     ProbeJob,
@@ -39,22 +44,61 @@ from hiertrain.jobs import (
 )
 from hiertrain.models import build_model
 from hiertrain.profiling import probe_link, time_layers
-from hiertrain.runtime import IterationRecord, Runner, pack_weights
+from hiertrain.runtime import Runner, pack_weights
 from hiertrain.transport import Transport
 
 
 class _Outbox:
-    """Where answers go. Standard output itself is turned over to the log, so that no stray print can break in."""
+    """Where answers go: the original standard output, so that nothing that a library prints can break in."""
 
     def __init__(self) -> None:
         self._stream = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self._lock = threading.Lock()
 
     def put(self, answer: Answer, payload: bytes = b"") -> None:
-        write_message(self._stream, Reply(answer=answer, payload_bytes=len(payload)), payload)
+        with self._lock:
+            write_message(self._stream, Reply(answer=answer, payload_bytes=len(payload)), payload)
 
     def progress(self, done: int, total: int, note: str) -> None:
         self.put(Progress(done=done, total=total, note=note))
+
+
+class _Pulse:
+    """Beats while a job runs: a context manager. What is added travels with the next beat."""
+
+    def __init__(self, put: Callable[[Beat], None]) -> None:
+        self.where: Callable[[], str] = str
+        self._put = put
+        self._done: queue.SimpleQueue[Iteration | ClockReading] = queue.SimpleQueue()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "_Pulse":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._beat()
+
+    def add(self, done: Iteration | ClockReading) -> None:
+        self._done.put(done)
+
+    def _run(self) -> None:
+        while not self._over.wait(BEAT_S):
+            self._beat()
+
+    def _beat(self) -> None:
+        done = [self._done.get() for _ in range(self._done.qsize())]
+        self._put(
+            Beat(
+                where=self.where(),
+                iterations=tuple(item for item in done if isinstance(item, Iteration)),
+                clock=tuple(item for item in done if isinstance(item, ClockReading)),
+            )
+        )
 
 
 def main() -> None:
@@ -72,10 +116,12 @@ def main() -> None:
     while True:
         job = requests.get().job
         try:
-            outbox.put(_serve(arguments.name, job, outbox))
+            with _Pulse(outbox.put) as pulse:
+                answer = _serve(arguments.name, job, outbox, pulse)
         except Exception as error:  # reported whole to whoever asked, who decides
             message = f"{type(error).__name__}: {error}".splitlines()[0]
-            outbox.put(Failure(error=message, traceback=traceback.format_exc()))
+            answer = Failure(error=message, traceback=traceback.format_exc())
+        outbox.put(answer)
 
 
 def _read(stream: IO[bytes], requests: "queue.SimpleQueue[Request]") -> None:
@@ -103,7 +149,7 @@ def _serve_store(address: str) -> dist.TCPStore:
     )
 
 
-def _serve(name: str, job: Job, outbox: _Outbox) -> Profiled | Probed | Trained:
+def _serve(name: str, job: Job, outbox: _Outbox, pulse: _Pulse) -> Profiled | Probed | Trained:
     match job:
         case ProfileJob():
             torch.set_num_threads(job.threads)
@@ -112,35 +158,29 @@ def _serve(name: str, job: Job, outbox: _Outbox) -> Profiled | Probed | Trained:
             return probe_link(name, job, outbox.progress)
         case TrainJob():
             torch.set_num_threads(job.threads)
-            return _train(name, job, outbox)
+            _train(name, job, outbox, pulse)
+            return Trained()
 
 
-def _train(name: str, job: TrainJob, outbox: _Outbox) -> Trained:
-    """Train by the job's plan. The first member of the group reports progress, the root its weights."""
+def _train(name: str, job: TrainJob, outbox: _Outbox, pulse: _Pulse) -> None:
+    """Train by the job's plan. Each worker reports its iterations, the root its weights."""
     training, plan = job.training, job.plan
     model = build_model(**dict(training.model))
     dataset = load_dataset(training.dataset, Path(training.data_folder)) if name == plan.data_holder else None
-    records: list[IterationRecord] = []
     torch.manual_seed(training.seed + job.group.members.index(name))  # of Dropout: another stream on each worker
     with Transport(name, job.group, job.links) as transport:
-        runner = Runner(name, plan, job.execution, model, transport, training.optimizer, job.pace)
+        device = torch.device(job.accelerator)
+        runner = Runner(name, plan, job.execution, model, transport, training.optimizer, job.pace, device)
+        pulse.where = lambda: runner.where
         # Labels reach the workers once, before the first iteration; they are not part of its time.
         labels = transport.broadcast(plan.data_holder, dataset.train_labels if dataset else None)
+        pulse.add(transport.read_clock())
         for iteration in range(training.iterations):
             rows = batch_indices(len(labels), plan.batch_size, training.seed, iteration)
-            records.append(runner.iterate(labels[rows], dataset.train_samples[rows] if dataset else None))
-            done = iteration + 1
-            if name == job.group.members[0]:
-                outbox.progress(done, training.iterations, "")
-            if name == plan.root and training.snapshot_due(done):
-                outbox.put(Snapshot(iteration=done), pack_weights(model))
-    return Trained(
-        losses=tuple(record.loss for record in records),
-        started_s=tuple(record.started_s for record in records),
-        ended_s=tuple(record.ended_s for record in records),
-        spans=tuple(record.spans for record in records),
-        late_s=tuple(record.late_s for record in records),
-    )
+            pulse.add(runner.iterate(labels[rows], dataset.train_samples[rows] if dataset else None))
+            if name == plan.root and training.snapshot_due(iteration + 1):
+                outbox.put(Snapshot(iteration=iteration + 1), pack_weights(model))
+        pulse.add(transport.read_clock())
 
 
 if __name__ == "__main__":

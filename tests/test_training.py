@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hiertrain.chain import Chain
 from hiertrain.datasets import load_dataset
-from hiertrain.jobs import ModelSettings, OptimizerSettings, Progress
+from hiertrain.jobs import Beat, ModelSettings, OptimizerSettings
 from hiertrain.models import build_model
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Execution, Plan, Problem
@@ -159,6 +159,7 @@ def test_a_run_reports_spans_losses_and_accuracy(testbed: Testbed) -> None:
     timeline = run.timeline(5)
     assert 0 < timeline.makespan_s <= run.iteration_s[5]
     assert run.late_share == 0  # nothing is paced
+    assert run.clock_error_s == 0  # one machine, one clock
     assert {span.worker for span in timeline.spans} == set(WORKERS)
     for span in timeline.spans:
         assert 0 <= span.start_s <= span.end_s
@@ -224,12 +225,12 @@ def test_a_killed_worker_ends_the_training_with_its_name() -> None:
     with open_testbed(free) as opened:
         pids = [worker.process.pid for worker in opened._workers.values()]
 
-        def kill_one(_: str, progress: Progress) -> None:
-            if progress.done == 5:
+        def kill_one(_: str, event: object, __: bytes) -> None:
+            if isinstance(event, Beat) and event.iterations:
                 os.kill(pids[0], signal.SIGKILL)
 
         with pytest.raises(WorkerError, match="worker device is gone"):
-            opened.run(train_jobs(opened, problem, PLANS["star"], training), on_progress=kill_one)
+            opened.run(train_jobs(opened, problem, PLANS["star"], training), on_event=kill_one)
         assert not any(alive(pid) for pid in pids)
         with pytest.raises(WorkerError, match="the session is over"):
             train(opened, problem, PLANS["star"], training)
@@ -239,7 +240,7 @@ def test_a_loss_that_is_no_number_ends_the_training_at_once(testbed_of_its_own: 
     dataset = load_dataset("digits")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6, optimizer=OptimizerSettings(learning_rate=1e6))
-    with pytest.raises(WorkerError, match=r"edge: action \d+ of \d+ \(forward .*the loss is (nan|inf); a lower"):
+    with pytest.raises(WorkerError, match=r"edge failed: .*iteration \d+, action \d+ of \d+ \(forward .*the loss is (nan|inf); a"):
         train(testbed_of_its_own, problem, PLANS["star"], training)
     with pytest.raises(RunError, match="the loss is"):
         train_on_one_process(training, dataset)

@@ -9,16 +9,31 @@ import queue
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import IO
 
-from hiertrain.jobs import Answer, Failure, Group, Job, Progress, Ready, Request, Snapshot, read_reply, write_message
+from hiertrain.jobs import (
+    Answer,
+    Beat,
+    Failure,
+    Group,
+    Job,
+    Progress,
+    Ready,
+    Request,
+    Snapshot,
+    read_reply,
+    write_message,
+)
 from hiertrain.network import Link
 from hiertrain.testbeds.settings import AnySettings
 from hiertrain.values import RunError
+
+OnEvent = Callable[[str, Progress | Snapshot | Beat, bytes], None]  # worker, what it says, payload
 
 START_TIMEOUT_S = 120.0  # importing PyTorch on a slow machine
 END_TIMEOUT_S = 5.0
@@ -111,17 +126,14 @@ class Testbed:
             store_address=address,
             store_port=port,
             timeout_s=timeout_s + self.settings.timeout_s,
+            silence_s=self.settings.timeout_s,
         )
 
-    def run(
-        self,
-        jobs: Mapping[str, Job],
-        on_progress: Callable[[str, Progress], None] = lambda *_: None,
-        on_snapshot: Callable[[Snapshot, bytes], None] = lambda *_: None,
-    ) -> dict[str, Answer]:
-        """Give each worker its job and wait for all answers.
+    def run(self, jobs: Mapping[str, Job], on_event: OnEvent = lambda *_: None) -> dict[str, Answer]:
+        """Give each worker its job and wait for all answers; ``on_event`` gets all that comes before them.
 
-        Raises WorkerError when a worker fails or dies; the session is then closed, as it is after an interruption.
+        Raises WorkerError when a worker fails, dies or gives no sign of life; the session is then closed, as it is
+        after an interruption.
         """
         for name in jobs:
             if self._workers[name].process.poll() is not None:
@@ -130,7 +142,7 @@ class Testbed:
         try:
             for name, job in jobs.items():
                 write_message(self._workers[name].stdin, Request(job=job))
-            return self._collect(set(jobs), None, on_progress, on_snapshot)
+            return self._collect(set(jobs), self.settings.timeout_s, on_event)
         except BrokenPipeError:
             self.close()
             raise WorkerError(f"a worker of {', '.join(jobs)} is gone, the session is over") from None
@@ -171,41 +183,52 @@ class Testbed:
         finally:
             self._answers.put((name, None, b""))
 
-    def _collect(
-        self,
-        waiting: set[str],
-        timeout_s: float | None,
-        on_progress: Callable[[str, Progress], None] = lambda *_: None,
-        on_snapshot: Callable[[Snapshot, bytes], None] = lambda *_: None,
-    ) -> dict[str, Answer]:
+    def _collect(self, members: set[str], silence_s: float, on_event: OnEvent = lambda *_: None) -> dict[str, Answer]:
+        """The answers of ``members``. A first failure ends it, after a grace for the accounts of its peers."""
         answers: dict[str, Answer] = {}
         failures: list[str] = []
-        tracebacks: list[str] = []
+        notes: list[str] = []
+        waiting, where = set(members), dict.fromkeys(members, "")
+        heard_s = dict.fromkeys(members, time.monotonic())
+        end_s = float("inf")
+
+        def fail(name: str, what: str) -> None:
+            nonlocal end_s
+            failures.append(f"worker {name} {what}")
+            waiting.discard(name)
+            end_s = min(end_s, time.monotonic() + GRACE_S)
+
         while waiting:
+            due_s = min(end_s, *(heard_s[name] + silence_s for name in waiting))
             try:
-                name, answer, payload = self._answers.get(timeout=GRACE_S if failures else timeout_s)
+                name, answer, payload = self._answers.get(timeout=max(0.0, due_s - time.monotonic()))
             except queue.Empty:
-                break
+                if time.monotonic() >= end_s:
+                    break
+                for name in [name for name in waiting if time.monotonic() >= heard_s[name] + silence_s]:
+                    fail(name, f"gave no sign of life for {silence_s:g} s{where[name]}")
+                    self._workers[name].process.kill()  # which its peers notice
+                continue
+            if name not in waiting:
+                continue
+            heard_s[name] = time.monotonic()
             match answer:
-                case Progress():
-                    on_progress(name, answer)
-                case Snapshot():
-                    on_snapshot(answer, payload)
+                case Progress() | Snapshot() | Beat():
+                    if isinstance(answer, Beat) and answer.where:
+                        where[name] = f" in {answer.where}"
+                    on_event(name, answer, payload)
                 case None:
-                    failures.append(f"worker {name} is gone{self._workers[name].last_words()}")
-                    waiting.discard(name)
+                    fail(name, f"is gone{where[name]}{self._workers[name].last_words()}")
                 case Failure():
-                    failures.append(f"worker {name} failed: {answer.error}")
-                    tracebacks.append(f"worker {name}:\n{answer.traceback}")
-                    waiting.discard(name)
+                    fail(name, f"failed: {answer.error}")
+                    notes.append(f"worker {name}:\n{answer.traceback}")
                 case _:
                     answers[name] = answer
                     waiting.discard(name)
         if failures:
-            error = WorkerError("; ".join(failures))
-            for text in tracebacks:
-                error.add_note(text)
+            others = [f"worker {name} was{where[name]}" for name in sorted(waiting) if where[name]]
+            error = WorkerError("; ".join([*failures, *others]))
+            for note in notes:
+                error.add_note(note)
             raise error
-        if waiting:
-            raise WorkerError(f"no sign of worker {', '.join(sorted(waiting))} within {timeout_s:g} s")
         return answers

@@ -1,0 +1,96 @@
+"""What a training run left behind: losses, weights, and its spans on one clock. Times in seconds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hiertrain.jobs import ClockReading, Iteration
+from hiertrain.plan import Plan
+from hiertrain.program import Program, Span, Timeline
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What was completed of a training. Shapes: I iterations, those that every worker has completed.
+
+    Spans of different hosts are put on the clock of the group's first member: each worker has compared its own with
+    that before the first and after the last iteration, and clocks drift evenly in between.
+    """
+
+    plan: Plan
+    program: Program
+    done: Mapping[str, Sequence[Iteration]]
+    clocks: Mapping[str, Sequence[ClockReading]]
+    snapshots: Mapping[int, bytes]  # the root's packed weights, by the number of iterations done
+
+    @cached_property
+    def iterations(self) -> int:
+        """I: how many iterations every worker has completed."""
+        return min(map(len, self.done.values()))
+
+    @cached_property
+    def losses(self) -> tuple[float, ...]:
+        """The mean loss of each mini-batch; shape (I,)."""
+        return tuple(sum(parts) for parts in zip(*([i.loss for i in own] for own in self.done.values()), strict=False))
+
+    @cached_property
+    def iteration_s(self) -> tuple[float, ...]:
+        """Seconds per iteration, from its first worker's start to its last worker's end; shape (I,)."""
+        return tuple((self._ended_s.max(axis=0) - self._started_s.min(axis=0)).tolist())
+
+    @cached_property
+    def elapsed_s(self) -> tuple[float, ...]:
+        """Seconds from the first iteration's start to the end of each iteration; shape (I,)."""
+        return tuple((self._ended_s.max(axis=0) - self._started_s[:, :1].min()).tolist())
+
+    @property
+    def late_share(self) -> float:
+        """By how much paced actions missed their deadlines, as a share of the time: 0 where the machine keeps up."""
+        late_s = sum(iteration.late_s for own in self.done.values() for iteration in own[: self.iterations])
+        return late_s / sum(self.iteration_s)
+
+    @property
+    def clock_error_s(self) -> float:
+        """The most by which spans of two workers may be shifted against each other."""
+        return max((reading.error_s for readings in self.clocks.values() for reading in readings), default=0.0)
+
+    def timeline(self, iteration: int) -> Timeline:
+        """The spans of one iteration, on one clock; it starts with its first worker."""
+        start_s = self._started_s[:, iteration].min()
+        spans = []
+        for name, own in self.done.items():
+            times_s = (self._on_one_clock(name, np.array(own[iteration].spans)) - start_s).tolist()
+            timed = zip(self.program.actions[name], times_s, strict=True)
+            spans += [Span(name, position, action, *times) for position, (action, times) in enumerate(timed)]
+        return Timeline(tuple(spans))
+
+    def summary(self) -> dict[str, object]:
+        """What a record keeps of the run."""
+        return {
+            "plan": self.plan,
+            "iterations": self.iterations,
+            "iteration_s": self.iteration_s,
+            "losses": self.losses,
+            "clock_error_s": self.clock_error_s,
+        }
+
+    @cached_property
+    def _started_s(self) -> np.ndarray:
+        """Shape (workers, I), on one clock."""
+        return self._per_worker({name: [i.started_s for i in own] for name, own in self.done.items()})
+
+    @cached_property
+    def _ended_s(self) -> np.ndarray:
+        return self._per_worker({name: [i.ended_s for i in own] for name, own in self.done.items()})
+
+    def _per_worker(self, times_s: Mapping[str, Sequence[float]]) -> np.ndarray:
+        return np.array([self._on_one_clock(name, own[: self.iterations]) for name, own in times_s.items()])
+
+    def _on_one_clock(self, name: str, times_s: Sequence[float] | np.ndarray) -> np.ndarray:
+        """A worker's own times as the first member's clock shows them."""
+        own_s, readings = np.asarray(times_s), self.clocks[name]
+        if not readings:  # it ended before its clock was read
+            return own_s
+        return own_s - np.interp(own_s, [r.at_s for r in readings], [r.offset_s for r in readings])
