@@ -4,7 +4,9 @@ The kinds share everything but what only one of them can do: a local testbed emu
 has them shaped by the kernel, and machines that SSH reaches have their own.
 """
 
+import re
 from collections.abc import Mapping
+from ipaddress import AddressValueError, IPv4Address
 from os import PathLike
 from typing import Annotated, Generic, Literal, TypeVar
 
@@ -47,15 +49,26 @@ class NetnsWorker(WorkerSettings):
 
 
 class SshWorker(WorkerSettings):
-    """A worker on a machine that OpenSSH reaches; ``~/.ssh/config`` applies."""
+    """A worker on a machine that OpenSSH reaches; ``~/.ssh/config`` applies. Paths start at the home folder there."""
 
     host: str = Field(min_length=1)  # what ssh is told: a name, an alias of ~/.ssh/config or an address
     user: str | None = None
     port: PositiveInt | None = Field(default=None, le=65535)
     address: str  # IPv4 address that the other workers reach it at
-    interface: str  # the network interface that has this address
-    python: str = "python3"  # the interpreter there, such as .venv/bin/python
-    folder: str | None = None  # the package is copied there by rsync before each start; None: it is installed
+    interface: str = Field(min_length=1)  # the network interface whose first IPv4 address this is
+    python: str = Field(default="python3", min_length=1)  # the interpreter there, such as hiertrain/.venv/bin/python
+    folder: str | None = Field(default=None, min_length=1)  # rsync copies the package there; None: it is installed
+
+    @field_validator("address")
+    @classmethod
+    def _address_of_one_machine(cls, address: str) -> str:
+        try:
+            unusable = IPv4Address(address).is_unspecified
+        except AddressValueError:
+            unusable = True
+        if unusable:
+            raise ValueError(f"address {address!r}: must be an IPv4 address of the machine, such as 192.168.1.20")
+        return address
 
 
 W = TypeVar("W", bound=WorkerSettings)
@@ -108,6 +121,17 @@ class SshSettings(_TestbedSettings[SshWorker]):
     """Machines that OpenSSH reaches, with the links that they have."""
 
     kind: Literal["ssh"] = "ssh"
+    ssh_config: str | None = None  # a file for ``ssh -F``; None: ~/.ssh/config and what the system has
+
+    @field_validator("workers")
+    @classmethod
+    def _names_are_plain(cls, workers: Mapping[str, SshWorker]) -> Mapping[str, SshWorker]:
+        for name in workers:  # it reaches the shells of the machines
+            if not re.fullmatch(r"\w[\w.-]*", name, flags=re.ASCII):
+                raise ValueError(
+                    f"worker name {name!r}: must be letters, digits and '_', after the first also '-' and '.'"
+                )
+        return workers
 
 
 AnySettings = LocalSettings | NetnsSettings | SshSettings
