@@ -16,6 +16,7 @@ from hiertrain.profile import WorkerProfile
 from hiertrain.values import Value
 
 Accelerator = Literal["cpu", "cuda"]
+Rival = Literal["plain", "ddp", "ddp-scatter", "pipelining"]  # see the module ``rivals``
 BEAT_S = 0.5  # between two signs of life of a worker that has a job
 
 
@@ -107,7 +108,18 @@ class TrainJob(Value):
     execution: Execution
 
 
-Job = Annotated[ProfileJob | ProbeJob | TrainJob, Field(discriminator="kind")]
+class RivalJob(Value):
+    """Train as one would without this package, where ``plan`` says who has which samples and layers."""
+
+    kind: Literal["rival"] = "rival"
+    group: Group
+    rival: Rival
+    threads: PositiveInt
+    training: Training
+    plan: Plan
+
+
+Job = Annotated[ProfileJob | ProbeJob | TrainJob | RivalJob, Field(discriminator="kind")]
 
 
 class Request(Value):
@@ -150,12 +162,13 @@ class Profiled(Value):
 class Probed(Value):
     """The answer to a ProbeJob, from the sender; the other member answers without timings.
 
-    ``long_s`` and ``short_s`` are the times of a long message and of one byte there, each with one byte back.
+    The times of a long message, of its half and of one byte there, each with one byte back and after a pause.
     """
 
     kind: Literal["probed"] = "probed"
     message_bytes: NonNegativeInt = 0
     long_s: tuple[PositiveFloat, ...] = ()
+    half_s: tuple[PositiveFloat, ...] = ()
     short_s: tuple[PositiveFloat, ...] = ()
 
 
@@ -200,7 +213,7 @@ class Beat(Value):
 
 
 class Trained(Value):
-    """The answer to a TrainJob: all iterations are done and have been reported by beats."""
+    """The answer to a TrainJob or a RivalJob: all iterations are done and have been reported by beats."""
 
     kind: Literal["trained"] = "trained"
 

@@ -4,6 +4,7 @@ Optimization, the stage between them, is ``scheduling.optimize``. Times that com
 testbed runs at its own speed and *emulated* where it paces or shapes (``testbeds.settings.kind_of_times``).
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ from hiertrain.jobs import (
     Profiled,
     ProfileJob,
     Progress,
+    Rival,
+    RivalJob,
     Snapshot,
     Training,
     TrainJob,
@@ -36,7 +39,7 @@ from hiertrain.network import Link, LinkMeasurement, Network
 from hiertrain.paths import DATA
 from hiertrain.plan import Plan, Problem, check_plan
 from hiertrain.profile import Profile, WorkerProfile
-from hiertrain.program import compile_plan, dry_run
+from hiertrain.program import Program, compile_plan, dry_run
 from hiertrain.runtime import unpack_weights
 from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import AnySettings
@@ -45,6 +48,7 @@ from hiertrain.values import InputError
 
 EVALUATION_BATCH = 500
 STATISTICS_BATCHES = 10
+RIVAL_TIMEOUT_S = 60.0  # for one message: a rival's iteration has no predicted time
 
 
 def measure_layers(
@@ -113,16 +117,23 @@ def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0
 
 
 def link_from_probe(source: str, target: str, probe: Probed) -> Link:
-    """Bandwidth from the difference of a long message and one byte; latency from that byte's round trip."""
-    short_s = np.array(probe.short_s)
-    mbps = 8e-6 * probe.message_bytes / np.maximum(np.array(probe.long_s) - np.median(short_s), 1e-9)
+    """Bandwidth from a long message and its half; latency from one byte; the burst is what passed sooner than both say.
+
+    A credit within the spread of the timings is none.
+    """
+    long_s, half_s, short_s = (np.array(times) for times in (probe.long_s, probe.half_s, probe.short_s))
+    mbps = 8e-6 * (probe.message_bytes - probe.message_bytes // 2) / np.maximum(long_s - half_s, 1e-9)
     low, bandwidth, high = np.quantile(mbps, [0.25, 0.5, 0.75])
     fast, latency, slow = np.quantile(short_s * 1e3 / 2, [0.25, 0.5, 0.75])
+    transmission_s = np.median(long_s) - np.median(short_s)
+    credit_s = 8e-6 * probe.message_bytes / bandwidth - transmission_s
+    noise_s = _spread(long_s) + _spread(half_s) + _spread(short_s)
     return Link(
         source=source,
         target=target,
         bandwidth_mbps=float(bandwidth),
         latency_ms=float(latency),
+        burst_bytes=float(credit_s * bandwidth * 1e6 / 8) if credit_s > noise_s else 0.0,
         measurement=LinkMeasurement(
             repetitions=len(short_s),
             message_bytes=probe.message_bytes,
@@ -130,6 +141,12 @@ def link_from_probe(source: str, target: str, probe: Probed) -> Link:
             latency_spread_ms=float(slow - fast),
         ),
     )
+
+
+def _spread(values: np.ndarray) -> float:
+    """The interquartile range."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    return float(high - low)
 
 
 def training_settings(
@@ -173,9 +190,66 @@ def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) ->
     check_training(plan, training, chain, testbed.settings)
     program = compile_plan(plan, chain, problem.execution)
     dry_run(program)
-    jobs = train_jobs(testbed, problem, plan, training)
-    done: dict[str, list[Iteration]] = {name: [] for name in plan.participants}
-    clocks: dict[str, list[ClockReading]] = {name: [] for name in plan.participants}
+    return _watch(testbed, train_jobs(testbed, problem, plan, training), plan, program, training)
+
+
+def train_as_rival(testbed: Testbed, plan: Plan, training: Training, rival: Rival) -> TrainingRun:
+    """Train as one would without this package, on the same workers: see the module ``rivals``.
+
+    ``plan`` says who has which samples (``ddp``) or layers (``pipelining``). The program of the result is empty.
+    Raises InputError when the plan is none that the rival could follow, or the testbed emulates, and WorkerError when
+    a worker fails.
+    """
+    chain = build_model(**dict(training.model)).chain
+    check_training(plan, training, chain, testbed.settings)
+    members = sorted(plan.participants, key=lambda name: (plan.workers[name].depth, name == plan.root))
+    _check_rival(testbed, plan, members, chain, rival)
+    group = testbed.group(members, timeout_s=RIVAL_TIMEOUT_S)
+    jobs = {
+        name: RivalJob(
+            group=group,
+            rival=rival,
+            threads=testbed.settings.workers[name].threads,
+            training=training,
+            plan=plan,
+        )
+        for name in members
+    }
+    return _watch(testbed, jobs, plan, Program({}), training)
+
+
+def _check_rival(testbed: Testbed, plan: Plan, members: Sequence[str], chain: Chain, rival: Rival) -> None:
+    """Raise InputError unless ``rival`` can follow the plan at the machine's own speed. ``members``: by depth."""
+    for name in members:
+        worker = testbed.settings.workers[name]
+        if worker.slowdown != 1 or worker.accelerator != "cpu" or testbed.links_from(name):
+            raise InputError(f"{rival}: worker {name!r} is paced, accelerated or emulates links; a rival does neither")
+    parts = [plan.workers[name] for name in members]
+    match rival:
+        case "plain":
+            fits, rule = len(members) == 1, "one worker, the data holder"
+        case "pipelining":
+            depths = [part.depth for part in parts]
+            fits = members[0] == plan.data_holder and parts[0].samples == plan.batch_size
+            fits = fits and len(members) > 1 and sorted({0, *depths}) == [0, *depths] and depths[-2] < chain.depth - 1
+            rule = "all samples on the data holder, and layers of its own for every worker"
+        case _:
+            fits = all(part.depth == chain.depth and part.samples for part in parts)
+            rule = "all layers and some samples on every worker"
+    if not fits:
+        raise InputError(f"{rival}: the plan must have {rule}")
+
+
+def _watch(
+    testbed: Testbed,
+    jobs: Mapping[str, TrainJob] | Mapping[str, RivalJob],
+    plan: Plan,
+    program: Program,
+    training: Training,
+) -> TrainingRun:
+    """Run the jobs and gather what the workers report. An error says what was completed."""
+    done: dict[str, list[Iteration]] = {name: [] for name in jobs}
+    clocks: dict[str, list[ClockReading]] = {name: [] for name in jobs}
     snapshots: dict[int, bytes] = {}
 
     def keep(name: str, event: Progress | Snapshot | Beat, payload: bytes) -> None:

@@ -36,6 +36,7 @@ from hiertrain.jobs import (
     Ready,
     Reply,
     Request,
+    RivalJob,
     Snapshot,
     Trained,
     TrainJob,
@@ -159,6 +160,14 @@ def _serve(name: str, job: Job, outbox: _Outbox, pulse: _Pulse) -> Profiled | Pr
         case TrainJob():
             torch.set_num_threads(job.threads)
             _train(name, job, outbox, pulse)
+            return Trained()
+        case RivalJob():
+            from hiertrain.rivals import run_rival  # noqa: PLC0415 - PyTorch's pipelining takes a second to import
+
+            torch.set_num_threads(job.threads)
+            weights = run_rival(name, job, pulse.add)
+            if weights is not None:
+                outbox.put(Snapshot(iteration=job.training.iterations), weights)
             return Trained()
 
 
