@@ -97,7 +97,7 @@ def run_train(options: argparse.Namespace) -> None:
 
     from hiertrain.datasets import load_dataset
     from hiertrain.models import build_model
-    from hiertrain.records import record_path, save_record
+    from hiertrain.records import record_path, recorded, save_record
     from hiertrain.reference import train_on_one_process
     from hiertrain.stages import (
         accuracy,
@@ -133,7 +133,8 @@ def run_train(options: argparse.Namespace) -> None:
     if plan:
         check_training(plan, training, chain, settings)
 
-    with open_testbed(settings) as testbed:
+    parameters = {"training": training.model_dump(exclude={"data_folder"}), "testbed": settings, "execution": execution}
+    with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)
         plan = plan or _search(options, profile, network, settings.data_holder, execution).plan
@@ -151,6 +152,7 @@ def run_train(options: argparse.Namespace) -> None:
         "predicted_iteration_s": predicted_s,
         "iteration_s": run.iteration_s,
         "late_share": run.late_share,
+        "clock_error_s": run.clock_error_s,
         "losses": run.losses,
         "last_timeline": run.timeline(training.iterations - 1),
     }
@@ -165,14 +167,7 @@ def run_train(options: argparse.Namespace) -> None:
         print(f"losses of the first {COMPARED} mini-batches differ by at most {difference:.1e}; later, rounding grows")
     if not chain.exact:
         print(f"not exact by nature, because of {'; '.join(chain.inexact_layers)}")
-    parameters = {
-        "training": training.model_dump(exclude={"data_folder"}),
-        "testbed": settings,
-        "plan": plan,
-        "execution": execution,
-        "network": network,
-        "inexact_layers": chain.inexact_layers,
-    }
+    parameters |= {"plan": plan, "network": network, "inexact_layers": chain.inexact_layers}
     print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
 
 

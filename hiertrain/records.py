@@ -7,7 +7,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic_core import to_jsonable_python
 
 from hiertrain import files
 from hiertrain.paths import RESULTS, ROOT
-from hiertrain.values import InputError, Value
+from hiertrain.values import InputError, RunError, Value
 
 
 class Environment(Value):
@@ -70,6 +71,26 @@ def save_record(
     }
     files.save(files.parse(Record, content, f"record {run}/{name}"), path)
     return path
+
+
+@contextmanager
+def recorded(run: str, name: str, parameters: Mapping[str, object], root: Path = RESULTS) -> Iterator[None]:
+    """Keep a record also of what fails inside the ``with`` block: the error, and what was completed before it.
+
+    It is called <name>.failed, and removed by the next success. Raises what was raised inside, and InputError before
+    any work where the record could not be written.
+    """
+    path = record_path(run, f"{name}.failed", root)
+    files.check_output(path)
+    try:
+        yield
+    except RunError as error:
+        notes = getattr(error, "__notes__", [])  # tracebacks and logs of the workers
+        results = {"error": str(error), "completed": error.completed, "notes": notes}
+        save_record(run, f"{name}.failed", parameters, results, root)
+        error.add_note(f"what was completed: {path}")
+        raise
+    path.unlink(missing_ok=True)
 
 
 def load_record(run: str, name: str, root: Path = RESULTS) -> Record:

@@ -4,6 +4,7 @@ Gloo is a rendezvous transport: no byte moves before the peer has posted its rec
 and each peer has a sender thread that keeps messages in order and knows when each one has arrived.
 """
 
+import math
 import os
 import socket
 import stat
@@ -37,15 +38,17 @@ class Transport:
 
     def __init__(self, name: str, group: Group, links: Mapping[str, Link]) -> None:
         """Join ``group`` as ``name``. Sends to the peers in ``links`` are delayed as those links would."""
-        timeout = timedelta(seconds=group.timeout_s)
         meeting = timedelta(seconds=MEETING_TIMEOUT_S)
         store = dist.TCPStore(group.store_address, group.store_port, is_master=False, timeout=meeting)
+        store = dist.PrefixStore(group.tag, store)
+        store.set(name, "here")
+        store.wait(list(group.members), meeting)
         dist.init_process_group(
             "gloo",
-            store=dist.PrefixStore(group.tag, store),
+            store=store,
             rank=group.members.index(name),
             world_size=len(group.members),
-            timeout=timeout,
+            timeout=timedelta(seconds=group.timeout_s),
         )
         _notice_cut_connections(group.silence_s)
         self._name, self._members = name, group.members
@@ -121,14 +124,15 @@ class _Sender:
     rank: int
     thread: ThreadPoolExecutor
     link: Link | None
-    free_s: float = 0.0
+    free_s: float = -math.inf
 
     def deliver(self, link: Link, tensor: torch.Tensor, tag: int, ready_s: float) -> tuple[float, float]:
         """Send when the emulated link has transmitted the message."""
         start_s = max(ready_s, self.free_s)
         if tensor.numel():
-            self.free_s = start_s + link.transmission_s(tensor.numel() * tensor.element_size())
-            sleep_until(self.free_s + link.latency_s)
+            transmission_s = link.transmission_s(tensor.numel() * tensor.element_size())
+            self.free_s = max(ready_s - link.credit_s, self.free_s) + transmission_s
+            sleep_until(max(ready_s, self.free_s) + link.latency_s)
         dist.send(tensor, self.rank, tag=tag)
         return start_s, time.monotonic()
 

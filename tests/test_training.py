@@ -1,10 +1,9 @@
 """Training by a plan on real worker processes equals plain SGD in one process."""
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,16 @@ from hypothesis import strategies as st
 
 from hiertrain.chain import Chain
 from hiertrain.datasets import load_dataset
-from hiertrain.jobs import Beat, ModelSettings, OptimizerSettings
+from hiertrain.jobs import Answer, Beat, Job, ModelSettings, OptimizerSettings, Progress, Snapshot
 from hiertrain.models import build_model
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Execution, Plan, Problem
 from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program import SEND_OF
 from hiertrain.reference import train_on_one_process
-from hiertrain.stages import accuracy, train, train_jobs, trained_model, training_settings
+from hiertrain.stages import accuracy, train, trained_model, training_settings
 from hiertrain.testbeds import open_testbed
-from hiertrain.testbeds.base import Testbed, WorkerError
+from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.values import InputError, RunError
 from tests.strategies import plans
@@ -217,21 +216,42 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_killed_worker_ends_the_training_with_its_name() -> None:
-    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (
+            signal.SIGKILL,
+            r"worker device is gone in iteration \d+, .*worker edge failed: .*iteration \d+, .*action \d+",
+        ),
+        (signal.SIGSTOP, r"worker device gave no sign of life for 3 s in iteration \d+, .* action \d+ of"),
+    ],
+    ids=["killed", "frozen"],
+)
+def test_a_lost_worker_ends_the_training_with_its_name_and_position(what: signal.Signals, message: str) -> None:
+    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()), timeout_s=3)
     dataset = load_dataset("digits")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6)
     with open_testbed(free) as opened:
-        pids = [worker.process.pid for worker in opened._workers.values()]
+        processes = {name: worker.process for name, worker in opened._workers.items()}
+        run = opened.run
 
-        def kill_one(_: str, event: object, __: bytes) -> None:
-            if isinstance(event, Beat) and event.iterations:
-                os.kill(pids[0], signal.SIGKILL)
+        def lose_one(jobs: Mapping[str, Job], on_event: OnEvent = lambda *_: None) -> dict[str, Answer]:
+            def listen(name: str, event: Progress | Snapshot | Beat, payload: bytes) -> None:
+                on_event(name, event, payload)
+                if isinstance(event, Beat) and event.iterations and name == "device" and processes[name].poll() is None:
+                    processes[name].send_signal(what)
 
-        with pytest.raises(WorkerError, match="worker device is gone"):
-            opened.run(train_jobs(opened, problem, PLANS["star"], training), on_event=kill_one)
-        assert not any(alive(pid) for pid in pids)
+            return run(jobs, listen)
+
+        opened.run = lose_one
+        with pytest.raises(WorkerError, match=message) as caught:
+            train(opened, problem, PLANS["star"], training)
+        completed = caught.value.completed
+        assert isinstance(completed["losses"], tuple)
+        assert completed["iterations"] == len(completed["losses"]) > 0
+        assert not any(alive(process.pid) for process in processes.values())
+        opened.run = run
         with pytest.raises(WorkerError, match="the session is over"):
             train(opened, problem, PLANS["star"], training)
 
@@ -240,7 +260,9 @@ def test_a_loss_that_is_no_number_ends_the_training_at_once(testbed_of_its_own: 
     dataset = load_dataset("digits")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6, optimizer=OptimizerSettings(learning_rate=1e6))
-    with pytest.raises(WorkerError, match=r"edge failed: .*iteration \d+, action \d+ of \d+ \(forward .*the loss is (nan|inf); a"):
+    with pytest.raises(
+        WorkerError, match=r"edge failed: .*iteration \d+, action \d+ of \d+ \(forward .*the loss is (nan|inf); a"
+    ):
         train(testbed_of_its_own, problem, PLANS["star"], training)
     with pytest.raises(RunError, match="the loss is"):
         train_on_one_process(training, dataset)
