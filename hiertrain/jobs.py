@@ -162,13 +162,12 @@ class Profiled(Value):
 class Probed(Value):
     """The answer to a ProbeJob, from the sender; the other member answers without timings.
 
-    The times of a long message, of its half and of one byte there, each with one byte back and after a pause.
+    ``long_s`` and ``short_s`` are the times of a long message and of one byte there, each with one byte back.
     """
 
     kind: Literal["probed"] = "probed"
     message_bytes: NonNegativeInt = 0
     long_s: tuple[PositiveFloat, ...] = ()
-    half_s: tuple[PositiveFloat, ...] = ()
     short_s: tuple[PositiveFloat, ...] = ()
 
 

@@ -117,23 +117,16 @@ def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0
 
 
 def link_from_probe(source: str, target: str, probe: Probed) -> Link:
-    """Bandwidth from a long message and its half; latency from one byte; the burst is what passed sooner than both say.
-
-    A credit within the spread of the timings is none.
-    """
-    long_s, half_s, short_s = (np.array(times) for times in (probe.long_s, probe.half_s, probe.short_s))
-    mbps = 8e-6 * (probe.message_bytes - probe.message_bytes // 2) / np.maximum(long_s - half_s, 1e-9)
+    """Bandwidth from the difference of a long message and one byte; latency from that byte's round trip."""
+    short_s = np.array(probe.short_s)
+    mbps = 8e-6 * probe.message_bytes / np.maximum(np.array(probe.long_s) - np.median(short_s), 1e-9)
     low, bandwidth, high = np.quantile(mbps, [0.25, 0.5, 0.75])
     fast, latency, slow = np.quantile(short_s * 1e3 / 2, [0.25, 0.5, 0.75])
-    transmission_s = np.median(long_s) - np.median(short_s)
-    credit_s = 8e-6 * probe.message_bytes / bandwidth - transmission_s
-    noise_s = _spread(long_s) + _spread(half_s) + _spread(short_s)
     return Link(
         source=source,
         target=target,
         bandwidth_mbps=float(bandwidth),
         latency_ms=float(latency),
-        burst_bytes=float(credit_s * bandwidth * 1e6 / 8) if credit_s > noise_s else 0.0,
         measurement=LinkMeasurement(
             repetitions=len(short_s),
             message_bytes=probe.message_bytes,
@@ -141,12 +134,6 @@ def link_from_probe(source: str, target: str, probe: Probed) -> Link:
             latency_spread_ms=float(slow - fast),
         ),
     )
-
-
-def _spread(values: np.ndarray) -> float:
-    """The interquartile range."""
-    low, high = np.quantile(values, [0.25, 0.75])
-    return float(high - low)
 
 
 def training_settings(
