@@ -265,6 +265,14 @@ def test_other_reasons_why_a_machine_cannot_be_used(machines: Machines, tmp_path
 
 
 @pytest.mark.netns
+def test_a_machine_that_hangs_is_given_up(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiertrain.testbeds.ssh.CHECK_LIMIT_S", 5.0)
+    hangs = executable(tmp_path / "hangs", "#!/bin/sh\nexec cat > /dev/null\n")
+    problems = find_problems(machines.settings(edge={"python": hangs}))
+    assert "worker edge on host to-edge: does not answer within 5 s" in problems
+
+
+@pytest.mark.netns
 def test_a_blocked_port_is_named_on_both_sides(machines: Machines) -> None:
     edge, cloud = machines.hosts["edge"], machines.hosts["cloud"]
 
@@ -313,11 +321,22 @@ def test_rsync_that_does_not_work_is_named(machines: Machines, tmp_path: Path, m
     assert problems[0].startswith("folder '/proc/none': rsync failed: rsync: ")
     assert problems[1] == "cannot be reached: ssh: connect to host 127.0.0.1 port 1: Connection refused"
 
-    (tmp_path / "ssh").symlink_to(str(shutil.which("ssh")))
-    (tmp_path / "nsenter").symlink_to(str(shutil.which("nsenter")))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    problems = find_problems(machines.settings(device={"folder": "copy"}))
-    assert problems == [
+    # A client that reaches a machine without rsync.
+    executable(
+        tmp_path / "ssh",
+        f'#!/bin/sh\ncase "$*" in *"rsync --server"*) echo rsync: not found >&2; exit 127;; esac\n'
+        f'exec {shutil.which("ssh")} "$@"\n',
+    )
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
+    (problem,) = find_problems(machines.settings(edge={"folder": "copy"}))
+    assert problem.startswith("worker edge on host to-edge: folder 'copy': rsync failed: rsync: not found / ")
+
+    monkeypatch.setenv("PATH", str(tmp_path))  # without an rsync on this machine
+    (tmp_path / "ssh").unlink()
+    for tool in ("ssh", "nsenter"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool, path=path)))
+    assert find_problems(machines.settings(device={"folder": "copy"})) == [
         "worker device on host to-device: folder 'copy': rsync is not installed on this machine; "
         "the package must be copied there"
     ]

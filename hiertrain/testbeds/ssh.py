@@ -62,17 +62,19 @@ def find_problems(settings: SshSettings) -> list[str]:
     with ThreadPoolExecutor(len(commands)) as pool, _sessions(commands) as sessions:
         problems: dict[str, list[str]] = {}
         listeners: dict[str, tuple[str, int]] = {}
+        inspected: list[str] = []
         requests = {name: _inspection_request(name, worker) for name, worker in settings.workers.items()}
         for name, answer in _ask_all(pool, sessions, _Inspection, requests).items():
             if isinstance(answer, str):
                 problems[name] = [answer]
                 continue
             problems[name] = list(_compare(settings.workers[name], answer, uncopied.get(name)))
+            inspected.append(name)
             if answer.port:
                 listeners[name] = settings.workers[name].address, answer.port
         requests = {
             name: {"peers": {peer: listeners[peer] for peer in listeners if peer != name}, "timeout_s": CONNECT_LIMIT_S}
-            for name in listeners
+            for name in inspected
         }
         for name, answer in _ask_all(pool, sessions, _Connections, requests).items():
             if isinstance(answer, str):
@@ -153,11 +155,12 @@ class _Session:
         assert self.process.stdout is not None
         return self.process.stdout
 
-    def words(self, part: slice) -> str:
-        """Some of the lines that it printed as errors."""
+    def words(self, lines: int = 1) -> str:
+        """The last lines that it printed as errors."""
         self.log.seek(0)
-        lines = [line.strip() for line in self.log.read().decode(errors="replace").splitlines() if line.strip()]
-        return " / ".join(lines[part]) or "it does not say why"
+        text = self.log.read().decode(errors="replace")
+        printed = [line.strip() for line in text.splitlines() if line.strip()]
+        return " / ".join(printed[-lines:]) or "it does not say why"
 
 
 @contextmanager
@@ -207,13 +210,7 @@ def _await_copy(session: _Session) -> str | None:
         code = session.process.wait(COPY_LIMIT_S)
     except subprocess.TimeoutExpired:
         return f"rsync did not end within {COPY_LIMIT_S:g} s"
-    match code:
-        case 0:
-            return None
-        case 127:
-            return "rsync is not installed there"
-        case _:
-            return f"rsync failed: {session.words(slice(2))}"
+    return f"rsync failed: {session.words(3)}" if code else None
 
 
 class _Inspection(Value):
@@ -272,13 +269,13 @@ def _last_words(session: _Session, code: int) -> str:
     """Why a check ended without an answer."""
     match code:
         case 255:  # ssh's own
-            return f"cannot be reached: {session.words(slice(-2, None))}"
+            return f"cannot be reached: {session.words(2)}"
         case 126 | 127:
-            return f"its Python does not run: {session.words(slice(-1, None))}"
+            return f"its Python does not run: {session.words()}"
         case -9:  # after the time limit
             return f"does not answer within {CHECK_LIMIT_S:g} s"
         case _:
-            return f"the check ended with status {code}: {session.words(slice(-1, None))}"
+            return f"the check ended with status {code}: {session.words()}"
 
 
 def _compare(worker: SshWorker, there: _Inspection, uncopied: str | None) -> Iterator[str]:
