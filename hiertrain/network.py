@@ -23,6 +23,7 @@ class Link(Value):
     target: str = Field(validation_alias="to", serialization_alias="to")
     bandwidth_mbps: PositiveFloat
     latency_ms: NonNegativeFloat
+    burst_bytes: NonNegativeFloat = 0.0  # that pass at once after a pause: the credit of a token bucket
     measurement: LinkMeasurement | None = None
 
     @property
@@ -33,13 +34,23 @@ class Link(Value):
     def latency_s(self) -> float:
         return self.latency_ms * 1e-3
 
+    @property
+    def credit_s(self) -> float:
+        """Seconds by which a pause of that length lets the next message arrive earlier, at most."""
+        return self.transmission_s(self.burst_bytes)
+
     def transmission_s(self, size_bytes: float) -> float:
-        """Seconds for which a message of ``size_bytes`` occupies the link."""
+        """Seconds for which a message of ``size_bytes`` occupies the link, whatever part of it passes at once."""
         return 8.0 * size_bytes / self.bandwidth_bps
 
 
 class Network(Value):
-    """All links. A message of x > 0 bytes takes latency + 8 x / bandwidth; no message is sent for 0 bytes."""
+    """All links. No message is sent for 0 bytes.
+
+    A link is a token bucket, full at the start of the iteration. Where it has served all messages so far by ``free``
+    (at first: minus infinity), one of x > 0 bytes that is ready at ``ready`` makes that max(free, ready - credit) +
+    8 x / bandwidth, and arrives at max(free, ready) + latency.
+    """
 
     links: tuple[Link, ...]
 
@@ -72,4 +83,4 @@ class Network(Value):
         if size_bytes == 0:
             return 0.0
         link = self.link(source, target)
-        return link.latency_s + link.transmission_s(size_bytes)
+        return link.latency_s + link.transmission_s(max(0.0, size_bytes - link.burst_bytes))

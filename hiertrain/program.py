@@ -193,10 +193,17 @@ def simulate(program: Program, profile: Profile, network: Network) -> Timeline:
     Sends are asynchronous; messages of one pair and direction queue, others do not disturb each other.
     Raises InputError when the program deadlocks, a worker was not profiled or a link is missing.
     """
+    # The bytes that each link would let pass at once, and since when; negative: bytes that have still to leave.
+    credit_bytes: dict[tuple[str, str], tuple[float, float]] = {}
 
-    def message_s(source: str, target: str, size_bytes: int) -> tuple[float, float]:
+    def message_s(source: str, target: str, ready_s: float, size_bytes: int) -> tuple[float, float]:
+        """The rule of ``Network`` in bytes, which cancel exactly where times would not."""
         link = network.link(source, target)
-        return link.transmission_s(size_bytes), link.latency_s
+        left, since_s = credit_bytes.get((source, target), (link.burst_bytes, ready_s))
+        credit = min(link.burst_bytes, left + (ready_s - since_s) * link.bandwidth_bps / 8)
+        credit_bytes[source, target] = credit - size_bytes, ready_s
+        start_s = ready_s + link.transmission_s(max(0.0, -credit))
+        return start_s, ready_s + link.transmission_s(max(0.0, size_bytes - credit)) + link.latency_s
 
     return _replay(program, lambda worker, action: compute_s(profile.worker(worker), action), message_s)
 
@@ -209,12 +216,15 @@ def dry_run(program: Program) -> None:
 def _replay(
     program: Program,
     duration_s: Callable[[str, Action], float],
-    message_s: Callable[[str, str, int], tuple[float, float]],
+    message_s: Callable[[str, str, float, int], tuple[float, float]],
 ) -> Timeline:
-    """Perform the program: ``duration_s`` gives an action's duration, ``message_s`` (transmission, latency)."""
+    """Perform the program.
+
+    ``duration_s`` gives an action's duration; ``message_s`` when a message of so many bytes, ready at a time, starts to
+    leave and when it arrives. It is called in the order in which each worker sends.
+    """
     clock = dict.fromkeys(program.actions, 0.0)
     position = dict.fromkeys(program.actions, 0)
-    link_free: dict[tuple[str, str], float] = defaultdict(float)
     in_flight: dict[tuple[str, str, Kind], deque[tuple[float, Action]]] = defaultdict(deque)
     spans: list[Span] = []
 
@@ -225,10 +235,7 @@ def _replay(
             assert action.peer is not None
             end = start
             if action.size_bytes:  # an empty message costs nothing, but its receiver still waits for the sender
-                start = max(now, link_free[worker, action.peer])
-                transmission_s, latency_s = message_s(worker, action.peer, action.size_bytes)
-                link_free[worker, action.peer] = start + transmission_s
-                end = start + transmission_s + latency_s
+                start, end = message_s(worker, action.peer, now, action.size_bytes)
             in_flight[worker, action.peer, action.kind].append((end, action))
         elif action.kind in RECEIVES:
             assert action.peer is not None

@@ -65,6 +65,37 @@ def test_a_split_timed_by_hand() -> None:
     assert ends["device", Kind.RECEIVE_WEIGHTS, 1] == at(42, 48)
 
 
+def sent_at_ms(burst_bytes: float, *sizes: int) -> list[tuple[float, float]]:
+    """The spans of the device's messages to the edge, one before and all others after 1 sample's layer of 1 ms."""
+    link = Link(source="device", target="edge", bandwidth_mbps=8, latency_ms=1, burst_bytes=burst_bytes)
+    send = [Action(Kind.SEND_SAMPLES, "edge", samples=1, size_bytes=size) for size in sizes]
+    receive = tuple(Action(Kind.RECEIVE_SAMPLES, "device", samples=1, size_bytes=size) for size in sizes)
+    compute = Action(Kind.FORWARD, first=1, last=1, samples=1)
+    program = Program({"device": (send[0], compute, *send[1:]), "edge": receive})
+    spans = simulate(program, PROFILE, Network(links=(link,))).spans
+    return [(span.start_s * 1e3, span.end_s * 1e3) for span in spans if span.action.kind == Kind.SEND_SAMPLES]
+
+
+@pytest.mark.parametrize(
+    ("burst_bytes", "sizes", "spans"),
+    [
+        (0, (500, 2000), [(0, 1.5), (1, 4)]),  # the link is free after 0.5 ms
+        (0, (2000, 500), [(0, 3), (2, 3.5)]),  # the second message waits until 2 ms
+        (800, (500, 2000), [(0, 1), (1, 3.2)]),  # the first is within the credit, which 1 ms fills up again
+        (800, (2000, 500), [(0, 2.2), (1.2, 2.7)]),  # 1200 bytes leave until 1.2 ms; no pause, no credit
+        (800, (1300, 500), [(0, 1.5), (1, 2)]),  # a pause of 0.5 ms gives back 500 bytes
+        (800, (1300, 700), [(0, 1.5), (1, 2.2)]),  # the same, 200 bytes too few
+        (800, (500, 800, 100), [(0, 1), (1, 2), (1, 2.1)]),  # two back to back: the second finds no credit
+        (800, (500, 0, 100), [(0, 1), (1, 1), (1, 2)]),  # an empty message costs nothing
+    ],
+)
+def test_a_burst_after_a_pause_by_hand(
+    burst_bytes: float, sizes: tuple[int, ...], spans: list[tuple[float, float]]
+) -> None:
+    """8 Mbit/s are 1000 bytes per ms; the credit of 800 bytes is worth 0.8 ms."""
+    assert sent_at_ms(burst_bytes, *sizes) == [pytest.approx(span) for span in spans]
+
+
 def test_a_worker_that_only_holds_the_data_only_sends() -> None:
     parts = {
         "device": Assignment(parent="edge", depth=0, samples=0),
