@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test check lab clean
+.PHONY: help setup reproduce test testbed check lab clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ reproduce: $(READY) ## execute the notebooks; figures, tables and records go to 
 test: $(READY) ## unit tests, then the smoke notebooks
 	$(BIN)/python -m pytest
 	$(BIN)/hiertrain reproduce smoke
+
+testbed: $(READY) ## the tests of network namespaces, which need root; `make test` skips them without
+	@$(BIN)/python -c 'import sys; from hiertrain.testbeds.netns import missing; lacking = ", ".join(missing()); \
+		sys.exit(f"make: network namespaces need {lacking}" if lacking else 0)'
+	$(BIN)/python -m pytest -m netns
 
 check: $(READY) ## lint, format, types, import contract, stripped notebooks
 	$(BIN)/ruff check .

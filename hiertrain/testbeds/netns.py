@@ -5,15 +5,21 @@ token bucket. Only rates are shaped. Nothing outlives whoever opened the testbed
 open by a process that ends with its input, so that the kernel removes all of it whatever its owner dies of.
 """
 
+import errno
+import fcntl
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import IO
+from pathlib import Path
+from typing import Literal
 
 from hiertrain.network import Link
 from hiertrain.testbeds.base import Host
@@ -24,7 +30,13 @@ INTERFACE = "id0"  # has a host's own address; the interfaces of its links have 
 SUBNET = IPv4Address("10.77.0.0")  # seen only inside the namespaces, so that several testbeds may use it at once
 PACKAGES = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
 FRAME_OVERHEAD = 1514 / 1448  # bytes that the token bucket counts per byte of TCP payload in full frames
+FAST_BPS = 100e6  # up to this rate every frame passes the token bucket by itself
 QUEUE = "64mb"  # more than TCP leaves in a queue: nothing is ever dropped
+MOUNTS = Path("/proc/self/mounts")
+GROUP = "hiertrain-"  # begins the names of our control groups
+QUOTA_PERIOD_US = 10_000  # a worker that has used its share of a period waits for the next one
+LEAST_QUOTA_US = 1_000  # that the kernel takes
+END_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,15 +47,28 @@ class Namespace:
     address: str  # that the other namespaces reach
 
 
+@dataclass(frozen=True)
+class CpuController:
+    """The kernel's cpu controller as it is mounted here."""
+
+    folder: Path
+    version: Literal[1, 2]  # of control groups
+
+
 @contextmanager
 def netns_hosts(settings: NetnsSettings) -> Iterator[Mapping[str, Host]]:
     """One namespace per worker, until the end of the ``with`` block.
 
     Raises InputError when this machine lacks what namespaces need, or its kernel refuses them.
     """
+    quotas = {name: worker.cpu_quota for name, worker in settings.workers.items() if worker.cpu_quota is not None}
+    controller = cpu_controller(MOUNTS.read_text()) if MOUNTS.exists() else None
+    _require([*missing(), *(["a mounted cpu controller (for cpu_quota)"] if quotas and not controller else [])])
     worker = ("env", f"GLOO_SOCKET_IFNAME={INTERFACE}", sys.executable, "-m", "hiertrain.worker")
-    with namespaces(tuple(settings.workers), settings.links) as hosts:
-        yield {name: Host((*host.enter, *worker), host.address) for name, host in hosts.items()}
+    with ExitStack() as stack:
+        hosts = stack.enter_context(namespaces(tuple(settings.workers), settings.links))
+        limit = {name: stack.enter_context(cpu_group(controller, n)) for name, n in quotas.items() if controller}
+        yield {name: Host((*limit.get(name, ()), *host.enter, *worker), host.address) for name, host in hosts.items()}
 
 
 @contextmanager
@@ -55,37 +80,15 @@ def namespaces(names: Sequence[str], links: Sequence[Link]) -> Iterator[Mapping[
     """
     _require(missing())
     rates = {(link.source, link.target): link.bandwidth_bps for link in links}
-    with ExitStack() as stack:
-        holders = [stack.enter_context(_holder()) for _ in names]
-        for holder in holders:
-            _wait_for(holder)
+    with _holders(len(names)) as holders:
         hosts = [
             Namespace(("nsenter", f"--net=/proc/{holder.pid}/ns/net"), str(SUBNET + number))
             for number, holder in enumerate(holders, start=1)
         ]
         for own, host in enumerate(hosts):
-            peers = [(peer, other) for peer, other in enumerate(hosts) if peer != own]
-            commands = [
-                "link set lo up",
-                f"link add {INTERFACE} type veth peer name stub",
-                f"address add {host.address}/32 dev {INTERFACE}",
-                f"link set {INTERFACE} up",
-                "link set stub up",
-            ]
-            for peer, other in peers:
-                if peer > own:  # the pairs with earlier hosts were made from their side
-                    commands.append(f"link add to{peer} type veth peer name to{own} netns {holders[peer].pid}")
-                commands += [
-                    f"link set to{peer} addrgenmode none up",  # no IPv6: its announcements would use the link
-                    f"route add {other.address}/32 dev to{peer} src {host.address}",
-                ]
-            _run((*host.enter, "ip", "-batch", "-"), commands)
-            shaped = [
-                f"qdisc add dev to{peer} root tbf {_bucket(rates[names[own], names[peer]])}"
-                for peer, _ in peers
-                if (names[own], names[peer]) in rates
-            ]
-            _run((*host.enter, "tc", "-batch", "-"), shaped)
+            rate = {peer: rates[pair] for peer, name in enumerate(names) if (pair := (names[own], name)) in rates}
+            _run((*host.enter, "ip", "-batch", "-"), _links(own, hosts, [holder.pid for holder in holders], rate))
+            _run((*host.enter, "tc", "-batch", "-"), _buckets(rate))
         yield dict(zip(names, hosts, strict=True))
 
 
@@ -105,33 +108,34 @@ def _require(lacking: Sequence[str]) -> None:
 
 
 @contextmanager
-def _holder() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that keeps a new network namespace open until this process ends, whatever it dies of."""
-    with subprocess.Popen(
+def _holders(number: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that each keep a new network namespace open. Raises InputError with the kernel's own words."""
+    holders: list[subprocess.Popen[str]] = []
+    try:
+        while len(holders) < number:
+            holders.append(_holder())
+        for holder in holders:
+            assert holder.stdout is not None
+            assert holder.stderr is not None
+            if not holder.stdout.readline():
+                raise InputError(f"no network namespaces: unshare: {' '.join(holder.stderr.read().split())}")
+        yield holders
+    finally:
+        for holder in holders:
+            with holder:
+                holder.kill()
+
+
+def _holder() -> subprocess.Popen[str]:
+    """Start a process that says when it is in a namespace of its own, and ends when this process does."""
+    return subprocess.Popen(
         ("unshare", "--net", "sh", "-c", "echo && exec cat"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the workers first
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _wait_for(holder: subprocess.Popen[bytes]) -> None:
-    """Wait until the namespace exists. Raises InputError with the kernel's words if it does not."""
-    stdout, stderr = holder.stdout, holder.stderr
-    assert stdout is not None
-    assert stderr is not None
-    if not stdout.readline():
-        raise InputError(f"no network namespace: {_words(stderr)}")
-
-
-def _words(stream: IO[bytes]) -> str:
-    return " ".join(stream.read().decode(errors="replace").split())
+    )
 
 
 def _run(command: Sequence[str], lines: Sequence[str]) -> None:
@@ -141,9 +145,124 @@ def _run(command: Sequence[str], lines: Sequence[str]) -> None:
         raise InputError(f"no network namespaces: {' '.join(command)}: {' '.join(done.stderr.split())}")
 
 
-def _bucket(rate_bps: float) -> str:
-    """The parameters of the token bucket that lets TCP payload through at ``rate_bps``."""
-    # A small bucket lets a short message pass no earlier than a slow wire would. At high rates it must cover the
-    # time until the kernel's timer fires, or the link is slower than asked for.
-    burst_bytes = 1600 if rate_bps <= 20e6 else max(3200, round(rate_bps * 0.5e-3 / 8))
-    return f"rate {round(rate_bps * FRAME_OVERHEAD)}bit burst {burst_bytes} limit {QUEUE}"
+def _links(own: int, hosts: Sequence[Namespace], pids: Sequence[int], rates_bps: Mapping[int, float]) -> list[str]:
+    """What ``ip`` has to do in the namespace ``own``: its address and a link to every other one.
+
+    The host that comes first in a pair makes both ends of its link.
+    """
+    commands = [
+        "link set lo up",
+        f"link add {INTERFACE} type veth peer name stub",
+        f"address add {hosts[own].address}/32 dev {INTERFACE}",
+        f"link set {INTERFACE} up",
+        "link set stub up",
+    ]
+    for peer, host in enumerate(hosts):
+        if peer > own:
+            commands.append(f"link add to{peer} type veth peer name to{own} netns {pids[peer]}")
+        if peer in rates_bps and rates_bps[peer] > FAST_BPS:
+            # Many frames pass as one packet. At half a bucket each, the next one's tokens add up while the timer is
+            # late; packets of a whole bucket would lose them.
+            commands.append(f"link set to{peer} gso_max_size {min(65536, _bucket_bytes(rates_bps[peer]) // 2)}")
+        if peer != own:
+            commands += [
+                f"link set to{peer} addrgenmode none up",  # no IPv6: its announcements would use the link
+                f"route add {host.address}/32 dev to{peer} src {hosts[own].address}",
+            ]
+    return commands
+
+
+def _buckets(rates_bps: Mapping[int, float]) -> list[str]:
+    """What ``tc`` has to do: a token bucket per peer that lets TCP payload through at its rate."""
+    return [
+        f"qdisc add dev to{peer} root tbf "
+        f"rate {round(rate_bps * FRAME_OVERHEAD)}bit burst {_bucket_bytes(rate_bps)} limit {QUEUE}"
+        for peer, rate_bps in rates_bps.items()
+    ]
+
+
+def _bucket_bytes(rate_bps: float) -> int:
+    """The size of the token bucket: what passes at once after a pause.
+
+    At low rates about one frame, so that a short message is hardly faster than on a wire. At high rates it must cover
+    what the kernel's timer is late by, or the link is slower than asked for.
+    """
+    return max(1600 if rate_bps <= 20e6 else 3200, round(rate_bps * 0.3e-3 / 8))
+
+
+def cpu_controller(mounts: str) -> CpuController | None:
+    """Where a table of mounts, such as ``/proc/self/mounts``, says that the cpu controller is; None if nowhere."""
+    for line in mounts.splitlines():
+        _, folder, kind, options, *_ = line.split(" ")
+        if kind == "cgroup" and "cpu" in options.split(","):
+            return CpuController(Path(folder), 1)
+        if kind == "cgroup2" and "cpu" in Path(folder, "cgroup.controllers").read_text().split():
+            return CpuController(Path(folder), 2)
+    return None
+
+
+@contextmanager
+def cpu_group(controller: CpuController, cores: float) -> Iterator[tuple[str, ...]]:
+    """A control group of at most ``cores``: yields what, put before a command, starts it as a member.
+
+    At the end the group is removed, with whatever still runs in it. Raises InputError with the kernel's own words.
+    """
+    group = controller.folder / f"{GROUP}{secrets.token_hex(4)}"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_made(controller, group, cores))
+            yield ("sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"))
+        finally:
+            _remove(group)
+
+
+@contextmanager
+def _made(controller: CpuController, group: Path, cores: float) -> Iterator[None]:
+    """Make a control group and hold the lock that says that it is in use; whatever its owner dies of, it is free."""
+    with ExitStack() as stack:
+        try:
+            with _locked(controller.folder):
+                _remove_dead_groups(controller.folder)
+                group.mkdir()
+                stack.enter_context(_locked(group))
+            period_us = max(QUOTA_PERIOD_US, round(LEAST_QUOTA_US / cores))
+            quota_us = round(period_us * cores)
+            if controller.version == 1:
+                (group / "cpu.cfs_period_us").write_text(str(period_us))
+                (group / "cpu.cfs_quota_us").write_text(str(quota_us))
+            else:
+                (controller.folder / "cgroup.subtree_control").write_text("+cpu")
+                (group / "cpu.max").write_text(f"{quota_us} {period_us}")
+        except OSError as error:
+            raise InputError(f"cpu_quota {cores:g}: {error}") from None
+        yield
+
+
+@contextmanager
+def _locked(group: Path, flags: int = fcntl.LOCK_EX) -> Iterator[None]:
+    with (group / "cgroup.procs").open() as file:
+        fcntl.flock(file, flags)
+        yield
+
+
+def _remove_dead_groups(folder: Path) -> None:
+    """Remove the groups that a killed owner has left. The caller holds the lock on ``folder``: none is half made."""
+    for group in folder.glob(f"{GROUP}*"):
+        # It may live, or its owner removes it just now.
+        with suppress(BlockingIOError, FileNotFoundError), _locked(group, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Remove a group with all its processes."""
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while group.exists():
+        try:
+            group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            for process in (group / "cgroup.procs").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
+            time.sleep(0.005)

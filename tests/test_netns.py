@@ -1,0 +1,361 @@
+"""Network namespaces: shaped links, CPU quotas, and nothing left behind whatever ends them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from hiertrain.network import Link
+from hiertrain.stages import measure_links
+from hiertrain.testbeds import netns, open_testbed
+from hiertrain.testbeds.netns import CpuController, Namespace, cpu_controller, cpu_group, namespaces, netns_hosts
+from hiertrain.testbeds.settings import NetnsSettings, NetnsWorker, load_testbed
+from hiertrain.values import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
+
+REPOSITORY = Path(__file__).parent.parent
+WORKERS = ("device", "edge", "cloud")
+# Receives messages of so many bytes on any port of its address; prints the port, then when each was complete.
+RECEIVER = """
+import socket, sys, time
+with socket.create_server((sys.argv[1], 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    peer, _ = server.accept()
+    with peer:
+        for size in map(int, sys.argv[2:]):
+            while size:
+                size -= len(peer.recv(min(size, 1 << 20)))
+            print(time.monotonic())
+            peer.sendall(b"x")
+"""
+# Sends messages of so many bytes, each after the one before was answered; prints when each began.
+SENDER = """
+import socket, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as peer:
+    for size in map(int, sys.argv[3:]):
+        message = bytes(size)
+        print(time.monotonic())
+        peer.sendall(message)
+        peer.recv(1)
+"""
+# Computes for 0.4 s of wall time, half of it in a process of its own; prints the CPU time of both.
+SPENDER = """
+import os, time
+def spend():
+    begun = time.monotonic()
+    while time.monotonic() - begun < 0.2:
+        pass
+child = os.fork()
+spend()
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+spend()
+print(sum(os.times()[:4]))
+"""
+
+
+def link(source: str, target: str, mbps: float) -> Link:
+    return Link(source=source, target=target, bandwidth_mbps=mbps, latency_ms=0)
+
+
+def run_in(host: Namespace, *command: str) -> str:
+    return subprocess.run([*host.enter, *command], check=True, capture_output=True, text=True).stdout
+
+
+def transfers_s(sender: Namespace, receiver: Namespace, sizes: Sequence[int]) -> list[float]:
+    """One-way times of messages over one TCP connection."""
+    python, messages = (sys.executable, "-SEc"), [str(size) for size in sizes]
+    command = [*receiver.enter, *python, RECEIVER, receiver.address, *messages]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        begun = run_in(sender, *python, SENDER, receiver.address, port, *messages).split()
+        ended = process.stdout.read().split()
+    return [float(end) - float(begin) for begin, end in zip(begun, ended, strict=True)]
+
+
+def network_of(host: Namespace) -> int:
+    """The inode number of the namespace."""
+    return Path(host.enter[1].removeprefix("--net=")).stat().st_ino
+
+
+def lives(network: int) -> bool:
+    """Whether a process is in the namespace: those of this module have no other thing that would keep them."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "ns/net").stat().st_ino == network:
+                return True
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended, or it is none of ours
+            continue
+    return False
+
+
+def controller_here() -> CpuController:
+    controller = cpu_controller(netns.MOUNTS.read_text())
+    assert controller is not None
+    return controller
+
+
+def traces() -> tuple[set[int], set[str], set[str]]:
+    """What a testbed could leave: processes of ours, interfaces outside the namespaces, control groups."""
+    children = {process.pid for process in psutil.Process().children(recursive=True)}
+    groups = {str(group) for group in controller_here().folder.glob(f"{netns.GROUP}*")}
+    return children, set(os.listdir("/sys/class/net")), groups
+
+
+@pytest.mark.netns
+def test_every_host_reaches_every_other_and_two_testbeds_live_at_once() -> None:
+    with namespaces(WORKERS, ()) as first, namespaces(WORKERS, ()) as second:
+        assert [host.address for host in first.values()] == [host.address for host in second.values()]
+        assert len({network_of(host) for host in (*first.values(), *second.values())}) == 6
+        for hosts in (first, second):
+            for a in WORKERS:
+                for b in WORKERS:
+                    transfers_s(hosts[a], hosts[b], [1])
+        server = [*first["edge"].enter, sys.executable, "-SEc", RECEIVER, first["edge"].address, "1"]
+        with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            port = process.stdout.readline().strip()
+            sender = (sys.executable, "-SEc", SENDER, first["edge"].address, port, "1")
+            with pytest.raises(subprocess.CalledProcessError):  # the same address, another host
+                run_in(second["device"], *sender)
+            run_in(first["device"], *sender)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("mbps", [1.5, 20, 100, 1000])
+def test_a_link_has_its_rate_in_its_direction_only(mbps: float) -> None:
+    size = round(mbps * 1e6 / 8 * 0.3)
+    with namespaces(("device", "edge"), [link("device", "edge", mbps)]) as hosts:
+        rates = [8e-6 * size / t for t in transfers_s(hosts["device"], hosts["edge"], [size] * 3)]
+        back = [8e-6 * size / t for t in transfers_s(hosts["edge"], hosts["device"], [size] * 3)]
+    assert max(rates) < 1.05 * mbps
+    assert max(rates) > 0.95 * mbps  # other work of this machine only ever slows a transfer
+    assert max(back) > 1.5 * mbps
+
+
+@pytest.mark.netns
+def test_short_messages_pass_no_more_than_a_bucket_early() -> None:
+    with namespaces(("device", "edge"), [link("device", "edge", 5)]) as hosts:
+        times = transfers_s(hosts["device"], hosts["edge"], [20_000] * 5)
+    assert min(times) > 8 * (20_000 - 1600) / 5e6
+
+
+@pytest.mark.netns
+def test_what_is_not_listed_is_as_fast_as_the_machine() -> None:
+    with namespaces(WORKERS, [link("device", "edge", 1)]) as hosts:
+        times = transfers_s(hosts["device"], hosts["cloud"], [20_000_000] * 5)
+    assert min(times) < 8 * 20e6 / 1e9
+
+
+@pytest.mark.netns
+def test_a_testbed_of_namespaces_has_the_links_of_its_settings() -> None:
+    workers = {"device": NetnsWorker(), "edge": NetnsWorker(cpu_quota=4)}
+    links = (link("device", "edge", 20), link("edge", "device", 100))
+    before = traces()
+    with open_testbed(NetnsSettings(data_holder="device", workers=workers, links=links)) as testbed:
+        network = measure_links(testbed, repetitions=3, target_s=0.05)
+    assert traces() == before
+    for wanted in links:
+        measured = network.link(wanted.source, wanted.target)
+        assert measured.bandwidth_mbps == pytest.approx(wanted.bandwidth_mbps, rel=0.1)
+
+
+class StopError(Exception):
+    pass
+
+
+@contextmanager
+def a_testbed() -> Iterator[list[int]]:
+    """Namespaces and a control group; yields the namespaces' inode numbers."""
+    with namespaces(("device", "edge"), [link("device", "edge", 200)]) as hosts, cpu_group(controller_here(), 0.5):
+        yield [network_of(host) for host in hosts.values()]
+
+
+@pytest.mark.netns
+def test_nothing_is_left_after_success_or_an_exception() -> None:
+    before = traces()
+    with a_testbed() as networks:
+        assert all(lives(network) for network in networks)
+    assert not any(lives(network) for network in networks)
+    assert traces() == before
+    with pytest.raises(StopError), a_testbed() as networks:
+        raise StopError
+    assert not any(lives(network) for network in networks)
+    assert traces() == before
+
+
+@pytest.mark.netns
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # what was just opened is closed by its last reference
+def test_nothing_is_left_after_an_interruption_anywhere_in_the_setup() -> None:
+    before = traces()
+    interrupted, position = True, 0
+    while interrupted:
+        try:
+            with ExitStack() as stack:
+                interrupt_at(position)
+                stack.enter_context(a_testbed())
+                sys.settrace(None)
+                interrupted = False
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        assert traces() == before, f"after an interruption at step {position}"
+        position += 3  # of every line in turn, it passed too; a third is quick
+    assert position > 100
+
+
+def interrupt_at(position: int) -> None:
+    """Raise KeyboardInterrupt before so many more lines of the module have run."""
+    left = position
+
+    def trace(frame: FrameType, event: str, _: object) -> "TraceFunction | None":
+        nonlocal left
+        if frame.f_code.co_filename != netns.__file__:
+            return None
+        if event == "line":
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            left -= 1
+        return trace
+
+    sys.settrace(trace)
+
+
+# A testbed with a process in one of its namespaces and its control group; prints what can be left of it.
+PARENT = """
+import subprocess, sys
+from hiertrain.testbeds import netns
+controller = netns.cpu_controller(netns.MOUNTS.read_text())
+with netns.namespaces(("device", "edge"), ()) as hosts, netns.cpu_group(controller, 0.5) as limit:
+    enter = [host.enter for host in hosts.values()]
+    worker = subprocess.Popen([*limit, *enter[0], "cat"], stdin=subprocess.PIPE, start_new_session=True)
+    with worker:
+        print(limit[-1], worker.pid, *(command[1].split("/")[2] for command in enter), flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextmanager
+def parent() -> Iterator[tuple[subprocess.Popen[str], Path, list[psutil.Process]]]:
+    """A process with a testbed of its own; yields it, its control group and its children, the worker first."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=REPOSITORY,
+    ) as process:
+        assert process.stdout is not None
+        procs, *pids = process.stdout.readline().split()
+        yield process, Path(procs).parent, [psutil.Process(int(pid)) for pid in pids]
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+def test_a_dead_parent_leaves_nothing_behind(how: signal.Signals) -> None:
+    with parent() as (living, living_group, _):
+        with parent() as (process, group, children):
+            networks = [os.stat(f"/proc/{child.pid}/ns/net").st_ino for child in children[1:]]
+            process.send_signal(how)
+            process.wait(30)
+            _, left = psutil.wait_procs(children, timeout=30)
+            assert all(child.status() == psutil.STATUS_ZOMBIE for child in left)
+            assert not any(lives(network) for network in networks)
+            assert group.exists() == (how == signal.SIGKILL)
+        with cpu_group(controller_here(), 1):  # the next start removes what a killed parent has left
+            assert not group.exists()
+            assert living_group.exists()
+        living.communicate()
+        assert not living_group.exists()
+
+
+@pytest.mark.netns
+def test_a_quota_limits_a_worker_and_what_it_starts() -> None:
+    controller = controller_here()
+    with cpu_group(controller, 0.25) as limit, namespaces(("device",), ()) as hosts:
+        command = [*limit, *hosts["device"].enter, sys.executable, "-SEc", SPENDER]
+        spent_s = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        group = Path(limit[-1]).parent
+        throttled = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
+    # A period's quota may be spent at its end and the next one's at its beginning.
+    assert spent_s < 0.25 * 0.4 + 0.05
+    assert int(throttled["nr_throttled"]) > 10
+    assert not group.exists()
+
+
+@pytest.mark.netns
+def test_the_end_of_a_group_ends_what_runs_in_it() -> None:
+    with cpu_group(controller_here(), 1) as limit:
+        process = subprocess.Popen([*limit, "cat"], stdin=subprocess.PIPE)
+        members = Path(limit[-1])
+        while str(process.pid) not in members.read_text().split():
+            assert process.poll() is None
+    with process:
+        assert process.wait(10) == -signal.SIGKILL
+
+
+def test_the_cpu_controller_is_found_in_the_table_of_mounts(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io\n")
+    table = f"proc /proc proc rw 0 0\ncgroup2 {tmp_path} cgroup2 rw,nosuid 0 0\n"
+    assert cpu_controller(table) == CpuController(tmp_path, 2)
+    (tmp_path / "cgroup.controllers").write_text("io\n")
+    assert cpu_controller(table) is None
+    old = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n"
+    assert cpu_controller(table + old) == CpuController(Path("/sys/fs/cgroup/cpu,cpuacct"), 1)
+    assert cpu_controller("cgroup /sys/fs/cgroup/cpuset cgroup rw,cpuset 0 0\n") is None
+
+
+SETTINGS = NetnsSettings(data_holder="device", workers={"device": NetnsWorker(cpu_quota=0.5), "edge": NetnsWorker()})
+
+
+def test_everything_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mounts").write_text("")
+    monkeypatch.setattr(netns, "MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda tool: None if tool in {"tc", "nsenter"} else tool)
+    monkeypatch.setattr(sys, "platform", "linux")
+    wanted = r"need root, tc \(package iproute2\), nsenter \(.*util-linux\), .*cpu controller.*testbeds/local\.yml"
+    with pytest.raises(InputError, match=wanted), netns_hosts(SETTINGS):
+        pass
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(InputError, match=r"Linux \(this is darwin\)"), netns_hosts(SETTINGS):
+        pass
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("tool", ["unshare", "ip", "tc"])
+def test_a_kernel_that_refuses_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str) -> None:
+    (tmp_path / tool).write_text("#!/bin/sh\necho 'Error: Operation not supported.' >&2\nexit 2\n")
+    (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    before = traces()
+    with (
+        pytest.raises(InputError, match=f"{tool}.*Error: Operation not supported"),
+        namespaces(("device", "edge"), [link("device", "edge", 5)]),
+    ):
+        pass
+    assert traces() == before
+
+
+def test_the_testbed_file_differs_from_the_local_one_in_its_links_only() -> None:
+    local, shaped = (load_testbed(REPOSITORY / f"notebooks/testbeds/{kind}.yml") for kind in ("local", "netns"))
+    assert isinstance(shaped, NetnsSettings)
+    assert {name: worker.slowdown for name, worker in shaped.workers.items()} == {
+        name: worker.slowdown for name, worker in local.workers.items()
+    }
+    assert shaped.data_holder == local.data_holder
