@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hiertrain import commands
-from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
+from hiertrain.paths import NOTEBOOKS, RESULTS
 from hiertrain.values import InputError, RunError
 
 LOCAL = NOTEBOOKS / "testbeds" / "local.yml"
@@ -134,7 +134,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_dataset(parser: argparse.ArgumentParser, default: str | None, summary: str) -> None:
     parser.add_argument("--dataset", default=default, help=summary)
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder of downloaded data sets")
+    parser.add_argument("--data", type=Path, help="the folder of downloaded data sets; by default data/")
 
 
 def _add_testbed(parser: argparse.ArgumentParser) -> None:

@@ -70,17 +70,17 @@ def _check_part(name: str, samples: Tensor, labels: Tensor, dataset: Dataset) ->
         raise InputError(f"{name}: labels must be in 0..{dataset.classes - 1} and there must be at least one")
 
 
-def load_dataset(name: str, folder: Path = paths.DATA) -> Dataset:
+def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """A data set by its name: ``cifar10``, ``fashion-mnist``, ``digits`` or ``synthetic``.
 
-    The first two are read from files: those in ``folder``, or downloaded into it. Raises InputError for an unknown
-    name and, with the ways to get one, for a data set that cannot be had.
+    The first two are read from files: those in ``folder``, by default this checkout's data folder, or downloaded into
+    it. Raises InputError for an unknown name and, with the ways to get one, for a data set that cannot be had.
     """
     if name not in LOADERS:
         near = difflib.get_close_matches(name, LOADERS)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(f"data set {name!r} is unknown; {hint}known are {', '.join(LOADERS)}")
-    return LOADERS[name](folder)
+    return LOADERS[name](Path(folder or paths.DATA))
 
 
 def sample_order(samples: int, seed: int, epoch: int) -> Tensor:

@@ -46,7 +46,7 @@ class Training(Value):
 
     model: ModelSettings
     dataset: str
-    data_folder: str  # on the data holder's machine
+    data_folder: str | None = None  # on the data holder's machine; None: the data folder of the checkout there
     batch_size: PositiveInt
     optimizer: OptimizerSettings = OptimizerSettings()
     seed: NonNegativeInt = 0  # of the sample order
@@ -162,12 +162,13 @@ class Profiled(Value):
 class Probed(Value):
     """The answer to a ProbeJob, from the sender; the other member answers without timings.
 
-    ``long_s`` and ``short_s`` are the times of a long message and of one byte there, each with one byte back.
+    The times of a long message, of its half and of one byte there, each with one byte back and after a pause.
     """
 
     kind: Literal["probed"] = "probed"
     message_bytes: NonNegativeInt = 0
     long_s: tuple[PositiveFloat, ...] = ()
+    half_s: tuple[PositiveFloat, ...] = ()
     short_s: tuple[PositiveFloat, ...] = ()
 
 

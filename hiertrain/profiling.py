@@ -21,6 +21,7 @@ from hiertrain.transport import Transport
 
 Report = Callable[[int, int, str], None]  # done, total, note
 
+PAUSE_S = 0.02  # fills the bucket of a link that lets 1.5 Mbit/s and bursts of two packets through
 MAXIMUM_MESSAGE_BYTES = 64 * 2**20
 
 
@@ -177,8 +178,8 @@ def _point(layer: str, step: Step, samples: int, times_s: Sequence[float] | np.n
 def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
     """Time messages from the group's first member to its second, each answered by a single byte.
 
-    The long message is lengthened until it takes ``target_s``, so that the bandwidth follows from the difference to
-    a message of one byte: fixed costs cancel out.
+    The long message is lengthened until it takes ``target_s``. Its time, that of its half and that of one byte give
+    bandwidth, latency and the credit of a token bucket, which is full again after each pause.
     """
     sender, receiver = job.group.members
     with Transport(name, job.group, job.links) as transport:
@@ -194,6 +195,7 @@ def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
             work.wait()  # the receiver is ready
             message = torch.empty(size_bytes, dtype=torch.uint8)
             work = transport.receive(receiver, back)
+            time.sleep(PAUSE_S)
             begun_s = time.perf_counter()
             transport.send(receiver, message)
             work.wait()
@@ -203,13 +205,13 @@ def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
         size_bytes = 4096
         while exchange(size_bytes) < job.target_s and size_bytes < MAXIMUM_MESSAGE_BYTES:
             size_bytes *= 2
-        long_s, short_s = [], []
+        rounds = []
         for repetition in range(job.repetitions):
             report(repetition, job.repetitions, f"{sender} to {receiver}")
-            short_s.append(exchange(1))
-            long_s.append(exchange(size_bytes))
+            rounds.append((exchange(size_bytes), exchange(size_bytes // 2), exchange(1)))
         transport.send(receiver, torch.tensor([0])).result()
-    return Probed(message_bytes=size_bytes, long_s=tuple(long_s), short_s=tuple(short_s))
+    long_s, half_s, short_s = zip(*rounds, strict=True)
+    return Probed(message_bytes=size_bytes, long_s=long_s, half_s=half_s, short_s=short_s)
 
 
 def _answer(transport: Transport, sender: str) -> None:

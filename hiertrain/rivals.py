@@ -14,7 +14,6 @@ group (Gloo), and give the same losses and weights. What differs by design, and 
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -43,7 +42,7 @@ def run_rival(name: str, job: RivalJob, report: Callable[[Iteration], None]) -> 
     training, plan, members = job.training, job.plan, job.group.members
     rank = members.index(name)
     reads_samples = job.rival == "ddp" or name == plan.data_holder
-    dataset = load_dataset(training.dataset, Path(training.data_folder)) if reads_samples else None
+    dataset = load_dataset(training.dataset, training.data_folder) if reads_samples else None
     samples = dataset.train_samples if dataset else None
     model = build_model(**dict(training.model)).train()
     torch.manual_seed(training.seed + rank)  # of Dropout

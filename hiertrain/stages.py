@@ -36,7 +36,6 @@ from hiertrain.jobs import (
 )
 from hiertrain.models import ChainModel, build_model
 from hiertrain.network import Link, LinkMeasurement, Network
-from hiertrain.paths import DATA
 from hiertrain.plan import Plan, Problem, check_plan
 from hiertrain.profile import Profile, WorkerProfile
 from hiertrain.program import Program, compile_plan, dry_run
@@ -117,16 +116,23 @@ def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0
 
 
 def link_from_probe(source: str, target: str, probe: Probed) -> Link:
-    """Bandwidth from the difference of a long message and one byte; latency from that byte's round trip."""
-    short_s = np.array(probe.short_s)
-    mbps = 8e-6 * probe.message_bytes / np.maximum(np.array(probe.long_s) - np.median(short_s), 1e-9)
+    """Bandwidth from a long message and its half; latency from one byte; the burst is what passed sooner than both say.
+
+    A credit within the spread of the timings is none.
+    """
+    long_s, half_s, short_s = (np.array(times) for times in (probe.long_s, probe.half_s, probe.short_s))
+    mbps = 8e-6 * (probe.message_bytes - probe.message_bytes // 2) / np.maximum(long_s - half_s, 1e-9)
     low, bandwidth, high = np.quantile(mbps, [0.25, 0.5, 0.75])
     fast, latency, slow = np.quantile(short_s * 1e3 / 2, [0.25, 0.5, 0.75])
+    transmission_s = np.median(long_s) - np.median(short_s)
+    credit_s = 8e-6 * probe.message_bytes / bandwidth - transmission_s
+    noise_s = _spread(long_s) + _spread(half_s) + _spread(short_s)
     return Link(
         source=source,
         target=target,
         bandwidth_mbps=float(bandwidth),
         latency_ms=float(latency),
+        burst_bytes=float(credit_s * bandwidth * 1e6 / 8) if credit_s > noise_s else 0.0,
         measurement=LinkMeasurement(
             repetitions=len(short_s),
             message_bytes=probe.message_bytes,
@@ -134,6 +140,12 @@ def link_from_probe(source: str, target: str, probe: Probed) -> Link:
             latency_spread_ms=float(slow - fast),
         ),
     )
+
+
+def _spread(values: np.ndarray) -> float:
+    """The interquartile range."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    return float(high - low)
 
 
 def training_settings(
@@ -145,7 +157,7 @@ def training_settings(
     optimizer: OptimizerSettings | None = None,
     seed: int = 0,
     snapshot_every: int | None = None,
-    data_folder: Path = DATA,
+    data_folder: Path | None = None,
 ) -> Training:
     """What to train. By default one epoch, with one snapshot at its end. Raises InputError when they do not fit."""
     if model.sample_shape not in (None, dataset.sample_shape):
@@ -156,7 +168,7 @@ def training_settings(
     content = {
         "model": {**dict(model), "sample_shape": dataset.sample_shape, "classes": dataset.classes},
         "dataset": dataset.name,
-        "data_folder": str(data_folder),
+        "data_folder": None if data_folder is None else str(data_folder),
         "batch_size": batch_size,
         "optimizer": dict(optimizer or OptimizerSettings()),
         "seed": seed,

@@ -13,7 +13,6 @@ import threading
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import IO
 
 import torch
@@ -175,7 +174,7 @@ def _train(name: str, job: TrainJob, outbox: _Outbox, pulse: _Pulse) -> None:
     """Train by the job's plan. Each worker reports its iterations, the root its weights."""
     training, plan = job.training, job.plan
     model = build_model(**dict(training.model))
-    dataset = load_dataset(training.dataset, Path(training.data_folder)) if name == plan.data_holder else None
+    dataset = load_dataset(training.dataset, training.data_folder) if name == plan.data_holder else None
     torch.manual_seed(training.seed + job.group.members.index(name))  # of Dropout: another stream on each worker
     with Transport(name, job.group, job.links) as transport:
         device = torch.device(job.accelerator)

@@ -43,16 +43,29 @@ def test_a_single_sample_count_gives_the_papers_linear_cost() -> None:
     assert (cost.fixed_s, cost.per_sample_s) == (0, pytest.approx(0.05))
 
 
-def test_probe_cancels_fixed_costs() -> None:
-    probe = Probed(message_bytes=250_000, long_s=(0.108, 0.108, 0.108), short_s=(0.008, 0.008, 0.008))
+@given(st.floats(1.0, 1000), st.floats(0, 50), st.floats(0, 20_000))
+def test_a_probe_recovers_bandwidth_latency_and_burst(mbps: float, latency_ms: float, burst_bytes: float) -> None:
+    size = max(65536, round(mbps * 1e5 / 8))
+
+    def exchange_s(size_bytes: int) -> float:
+        return 2e-3 * latency_ms + max(0.0, 8 * (size_bytes - burst_bytes)) / (mbps * 1e6)
+
+    times = {name: (exchange_s(count),) * 3 for name, count in (("long_s", size), ("half_s", size // 2))}
+    probe = Probed(message_bytes=size, short_s=(max(1e-9, 2e-3 * latency_ms),) * 3, **times)
     link = link_from_probe("a", "b", probe)
-    assert link.bandwidth_mbps == pytest.approx(20)
-    assert link.latency_ms == pytest.approx(4)
+    assert link.bandwidth_mbps == pytest.approx(mbps, rel=1e-6)
+    assert link.latency_ms == pytest.approx(latency_ms, abs=1e-5)
+    assert link.burst_bytes == pytest.approx(burst_bytes, abs=1)
+
+
+def test_a_credit_within_the_noise_is_none() -> None:
+    probe = Probed(message_bytes=250_000, long_s=(0.099, 0.1, 0.101), half_s=(0.05, 0.05, 0.05), short_s=(1e-4,) * 3)
+    assert link_from_probe("a", "b", probe).burst_bytes == 0
 
 
 def test_profile_and_links_of_an_emulated_testbed() -> None:
     links = (
-        Link(source="device", target="edge", bandwidth_mbps=8, latency_ms=5),
+        Link(source="device", target="edge", bandwidth_mbps=8, latency_ms=5, burst_bytes=5000),
         Link(source="edge", target="device", bandwidth_mbps=40, latency_ms=5),
     )
     workers = {"device": WorkerSettings(slowdown=4), "edge": WorkerSettings(slowdown=2)}
@@ -85,3 +98,4 @@ def test_profile_and_links_of_an_emulated_testbed() -> None:
         measured = network.link(source, target)
         assert measured.bandwidth_mbps == pytest.approx(mbps, rel=0.2)
         assert measured.latency_ms >= 5
+    assert network.link("device", "edge").burst_bytes == pytest.approx(5000, rel=0.5)
