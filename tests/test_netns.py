@@ -213,8 +213,8 @@ def test_nothing_is_left_after_an_interruption_anywhere_in_the_setup() -> None:
         finally:
             sys.settrace(None)
         assert traces() == before, f"after an interruption at step {position}"
-        position += 3  # of every line in turn, it passed too; a third is quick
-    assert position > 100
+        position += 3  # every third line, to be quick
+    assert position > 100  # it got through the whole setup
 
 
 def interrupt_at(position: int) -> None:

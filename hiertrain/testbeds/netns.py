@@ -1,8 +1,9 @@
 """The namespace testbed: every worker has a network namespace of its own on this Linux machine; needs root.
 
 Any two hosts are joined by a veth pair, and each end that sends over a link of the settings is shaped by the kernel's
-token bucket. Only rates are shaped. Nothing outlives whoever opened the testbed: a namespace has no name and is held
-open by a process that ends with its input, so that the kernel removes all of it whatever its owner dies of.
+token bucket. Only rates are shaped. A namespace has no name and is held open by a process that ends with its input, so
+that the kernel removes all of it whatever its owner dies of. Only a CPU quota's control group outlives a killed owner:
+the next one to be made removes it.
 """
 
 import errno
@@ -34,7 +35,7 @@ FAST_BPS = 100e6  # up to this rate every frame passes the token bucket by itsel
 QUEUE = "64mb"  # more than TCP leaves in a queue: nothing is ever dropped
 MOUNTS = Path("/proc/self/mounts")
 GROUP = "hiertrain-"  # begins the names of our control groups
-QUOTA_PERIOD_US = 10_000  # a worker that has used its share of a period waits for the next one
+QUOTA_PERIOD_US = 10_000  # short: a worker that has used its share waits for the next period
 LEAST_QUOTA_US = 1_000  # that the kernel takes
 END_TIMEOUT_S = 5.0
 
@@ -62,7 +63,7 @@ def netns_hosts(settings: NetnsSettings) -> Iterator[Mapping[str, Host]]:
     Raises InputError when this machine lacks what namespaces need, or its kernel refuses them.
     """
     quotas = {name: worker.cpu_quota for name, worker in settings.workers.items() if worker.cpu_quota is not None}
-    controller = cpu_controller(MOUNTS.read_text()) if MOUNTS.exists() else None
+    controller = cpu_controller(MOUNTS.read_text()) if quotas and MOUNTS.exists() else None
     _require([*missing(), *(["a mounted cpu controller (for cpu_quota)"] if quotas and not controller else [])])
     worker = ("env", f"GLOO_SOCKET_IFNAME={INTERFACE}", sys.executable, "-m", "hiertrain.worker")
     with ExitStack() as stack:
