@@ -230,6 +230,85 @@ def plot_times(df: pd.DataFrame) -> Figure:
     return fig
 
 
+def plot_agreement(df: pd.DataFrame) -> Figure:
+    """Predicted against real times per iteration: on the diagonal the prediction is right.
+
+    Columns: model, uplink_mbps, predicted_ms, observed_ms, kind (of the observed times, one value).
+    """
+    _check(df, ["model", "uplink_mbps", "predicted_ms", "observed_ms", "kind"], source="kind")
+    models, uplinks = df["model"].unique(), sorted(df["uplink_mbps"].unique())
+    with use_style():
+        fig, ax = _figure(2.9)
+        ends = [
+            df[["predicted_ms", "observed_ms"]].min().min() / 1.3,
+            df[["predicted_ms", "observed_ms"]].max().max() * 1.3,
+        ]
+        ax.plot(ends, ends, color=BLACK, linewidth=0.6)
+        ax.fill_between(ends, np.multiply(ends, 0.9), np.multiply(ends, 1.1), color=GREY, alpha=0.25, linewidth=0)
+        for model, colour in zip(models, [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY], strict=False):
+            for uplink, marker in zip(uplinks, "ov^sDP", strict=False):
+                rows = df[(df["model"] == model) & (df["uplink_mbps"] == uplink)]
+                ax.plot(rows["observed_ms"], rows["predicted_ms"], marker, color=colour, markersize=3.5,
+                        markeredgewidth=0.6, fillstyle="none", label=f"{model}, {uplink:g} Mbit/s")  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlim(*ends)
+        ax.set_ylim(*ends)
+        ax.set_xlabel(f"{df['kind'].iloc[0]} time per iteration (ms)")
+        ax.set_ylabel("predicted time per iteration (ms)")
+        ax.text(0.03, 0.95, "band: within 10%", transform=ax.transAxes, va="top")
+        fig.legend(loc="outside lower center", ncols=len(models) if len(models) <= 3 else 2)
+    return fig
+
+
+def plot_errors(df: pd.DataFrame, by: str, source: Source, limit: float | None = None) -> Figure:
+    """How far predictions are off, one row of points per value of ``by``, with their median and quartiles.
+
+    Columns: ``by``, error_percent. ``limit``: a band of that many percent either way is shaded.
+    """
+    _check(df, [by, "error_percent"])
+    rows = list(dict.fromkeys(df[by]))
+    with use_style():
+        fig, ax = _figure(0.7 + 0.2 * len(rows))
+        if limit is not None:
+            ax.axvspan(-limit, limit, color=GREY, alpha=0.25, linewidth=0)
+        ax.axvline(0, color=BLACK, linewidth=0.6)
+        for y, row in enumerate(rows):
+            errors = df.loc[df[by] == row, "error_percent"]
+            low, median, high = np.quantile(errors, [0.25, 0.5, 0.75])
+            ax.plot(errors, np.full(len(errors), y), "o", color=BLUE, fillstyle="none", markeredgewidth=0.5)
+            ax.errorbar(median, y, xerr=[[median - low], [high - median]], fmt="|", color=VERMILION, markersize=9)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel(f"predicted - {source} (% of the {source} iteration)")
+    return fig
+
+
+def plot_ratios(df: pd.DataFrame, source: Source) -> Figure:
+    """How many times as long as each rival the runtime takes: 1 is equal, left of it is faster.
+
+    Columns: case (model and batch size), rival, ratio, low, high (ends of the error bar). One colour per case.
+    """
+    _check(df, ["case", "rival", "ratio", "low", "high"])
+    rivals, cases = list(dict.fromkeys(df["rival"])), list(dict.fromkeys(df["case"]))
+    with use_style():
+        fig, ax = _figure(0.8 + 0.3 * len(rivals))
+        for index, (case, colour) in enumerate(zip(cases, [BLUE, ORANGE, GREEN, VERMILION, PURPLE], strict=False)):
+            rows = df[df["case"] == case]
+            y = [rivals.index(rival) + 0.18 * (index - (len(cases) - 1) / 2) for rival in rows["rival"]]
+            errors = [rows["ratio"] - rows["low"], rows["high"] - rows["ratio"]]
+            ax.errorbar(rows["ratio"], y, xerr=errors, fmt="o", color=colour, label=case)
+        ax.axvline(1.0, color=BLACK, linewidth=0.8)
+        ax.set_yticks(range(len(rivals)), [f"vs {rival}" for rival in rivals])
+        ax.invert_yaxis()
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel("time per iteration, times the rival's")
+        _say_source(ax, source)
+        fig.legend(loc="outside lower center", ncols=3)
+    return fig
+
+
 def plot_convergence(df: pd.DataFrame, source: Source) -> Figure:
     """Policies learn the same per iteration, and differ per second.
 

@@ -176,6 +176,21 @@ def _update(plan: Plan, chain: Chain, worker: str) -> list[Action]:
     ]
 
 
+def receipts(program: Program) -> dict[tuple[str, int], tuple[str, int]]:
+    """The receive that takes each send's message: (worker, position) by (worker, position). Same kinds keep order."""
+    receives: dict[tuple[str, str, Kind], list[tuple[str, int]]] = defaultdict(list)
+    for worker, actions in program.actions.items():
+        for position, action in enumerate(actions):
+            if action.kind in RECEIVES and action.peer is not None:
+                receives[action.peer, worker, SEND_OF[action.kind]].append((worker, position))
+    found = {}
+    for worker, actions in program.actions.items():
+        for position, action in enumerate(actions):
+            if action.kind in SENDS and action.peer is not None:
+                found[worker, position] = receives[worker, action.peer, action.kind].pop(0)
+    return found
+
+
 def compute_s(times: WorkerProfile, action: Action) -> float:
     """Seconds of a computing action on a worker with these times."""
     match action.kind:

@@ -3,13 +3,15 @@
 A run is a folder under results/: notebooks/ (executed copies), figures/, tables/ and records/ (one JSON file each).
 """
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -28,6 +30,7 @@ class Environment(Value):
 
     commit: str | None  # None outside a git checkout of the workbench
     dirty: bool | None  # whether tracked files differed from the commit
+    source: str | None = None  # digest of the package's source files; None in records of before it was kept
     host: str
     cpu: str
     cores: PositiveInt
@@ -93,6 +96,28 @@ def recorded(run: str, name: str, parameters: Mapping[str, object], root: Path =
     path.unlink(missing_ok=True)
 
 
+def remembered(
+    run: str,
+    name: str,
+    parameters: Mapping[str, object],
+    compute: Callable[[], Mapping[str, object]],
+    root: Path = RESULTS,
+) -> dict[str, JsonValue]:
+    """The results of a record; computed and saved first, unless it is there, of the same parameters and source.
+
+    So that a long grid goes on after an interruption where it was: one record per point. What fails is kept as
+    ``recorded`` says. Raises what ``compute`` raises.
+    """
+    path = record_path(run, name, root)
+    if path.exists():
+        record = load_record(run, name, root)
+        if record.parameters == _json(parameters, str(path)) and record.environment.source == _source_digest():
+            return record.results
+    with recorded(run, name, parameters, root):
+        save_record(run, name, parameters, compute(), root)
+    return load_record(run, name, root).results
+
+
 def load_record(run: str, name: str, root: Path = RESULTS) -> Record:
     """Read a record. Raises InputError that names the file and what is wrong with it."""
     return files.load(Record, record_path(run, name, root))
@@ -104,6 +129,7 @@ def environment_record() -> Environment:
     return Environment(
         commit=commit,
         dirty=None if commit is None else _git("status", "--porcelain", "--untracked-files=no") != "",
+        source=_source_digest(),
         host=platform.node(),
         cpu=_cpu_model(),
         cores=os.cpu_count() or 1,
@@ -149,6 +175,14 @@ def _json(values: Mapping[str, object], source: str) -> object:
                 raise InputError(f"{source}: {type(value).__name__} cannot be stored as JSON, got {str(value)[:60]}")
 
     return to_jsonable_python(dict(values), fallback=plain, inf_nan_mode="constants")
+
+
+@cache
+def _source_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

@@ -126,7 +126,8 @@ def link_from_probe(source: str, target: str, probe: Probed) -> Link:
     fast, latency, slow = np.quantile(short_s * 1e3 / 2, [0.25, 0.5, 0.75])
     transmission_s = np.median(long_s) - np.median(short_s)
     credit_s = 8e-6 * probe.message_bytes / bandwidth - transmission_s
-    noise_s = _spread(long_s) + _spread(half_s) + _spread(short_s)
+    # A median is known better than its values spread.
+    noise_s = (_spread(long_s) + _spread(half_s) + _spread(short_s)) / len(short_s) ** 0.5
     return Link(
         source=source,
         target=target,

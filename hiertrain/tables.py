@@ -1,5 +1,6 @@
 """Results as DataFrames, one row per thing, units in the column names: what figures draw and notebooks show."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from hiertrain.network import Network
 from hiertrain.paths import RESULTS
 from hiertrain.plan import Plan
 from hiertrain.profile import Profile
-from hiertrain.program import RECEIVES, SENDS, Timeline
+from hiertrain.program import RECEIVES, SENDS, Kind, Span, Timeline, receipts
 from hiertrain.records import run_folder
+from hiertrain.training import TrainingRun, was_awaited
 
 
 def save_table(df: pd.DataFrame, name: str, run: str, root: Path = RESULTS) -> None:
@@ -155,6 +157,66 @@ def times_table(iteration_s: Mapping[str, Sequence[float]], kind: str) -> pd.Dat
         low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75]) * 1e3
         spread = {"low_ms": low, "high_ms": high} if len(seconds) > 1 else {"low_ms": np.nan, "high_ms": np.nan}
         rows.append({"policy": policy, "iteration_ms": median, **spread, "kind": kind, "iterations": len(seconds)})
+    return pd.DataFrame(rows)
+
+
+def prediction_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Timeline]) -> pd.DataFrame:
+    """One row per plan: predicted time per iteration, and what it was (median, quartiles), without the first one.
+
+    ``error_percent``: of the prediction, as a share of the median.
+    """
+    rows = []
+    for name, run in runs.items():
+        low, median, high = np.quantile(run.iteration_s[1:], [0.25, 0.5, 0.75]) * 1e3
+        predicted_ms = predicted[name].makespan_s * 1e3
+        rows.append(
+            {
+                "plan": name,
+                "predicted_ms": predicted_ms,
+                "observed_ms": median,
+                "low_ms": low,
+                "high_ms": high,
+                "error_percent": 100 * (predicted_ms / median - 1),
+                "iterations": run.iterations - 1,
+                "late_share": run.late_share,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def action_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Timeline]) -> pd.DataFrame:
+    """One row per plan and kind of action that takes time of its own: computing, and messages under way.
+
+    Durations summed over the workers' actions of the kind, predicted and the median over the iterations but the
+    first; ``error_percent`` is their difference as a share of the plan's iteration. Waiting is left out, and so are
+    messages whose arrival is not known because nobody was waiting for them.
+    """
+    rows = []
+    for name, run in runs.items():
+        iteration_s = float(np.median(run.iteration_s[1:]))
+        observed_s: dict[Span, list[float]] = {span: [] for span in predicted[name].spans}
+        for iteration in range(1, run.iterations):
+            timeline = {(span.worker, span.position): span for span in run.timeline(iteration).spans}
+            for span, durations_s in observed_s.items():
+                receipt = receipts(run.program).get((span.worker, span.position))
+                if receipt is None or was_awaited(timeline[receipt]):
+                    real = timeline[span.worker, span.position]
+                    durations_s.append(real.end_s - real.start_s)
+        totals_s: dict[Kind, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for span, durations_s in observed_s.items():
+            if span.action.kind not in RECEIVES and durations_s:
+                totals_s[span.action.kind][0] += span.end_s - span.start_s
+                totals_s[span.action.kind][1] += float(np.median(durations_s))
+        rows += [
+            {
+                "plan": name,
+                "kind": str(kind),
+                "predicted_ms": predicted_s * 1e3,
+                "observed_ms": real_s * 1e3,
+                "error_percent": 100 * (predicted_s - real_s) / iteration_s,
+            }
+            for kind, (predicted_s, real_s) in totals_s.items()
+        ]
     return pd.DataFrame(rows)
 
 

@@ -1,14 +1,21 @@
 """What a training run left behind: losses, weights, and its spans on one clock. Times in seconds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from hiertrain.jobs import ClockReading, Iteration
 from hiertrain.plan import Plan
-from hiertrain.program import Program, Span, Timeline
+from hiertrain.program import Program, Span, Timeline, receipts
+
+AWAITED_S = 2e-4  # a receive that takes so long had to wait: otherwise the message was there
+
+
+def was_awaited(receipt: Span) -> bool:
+    """Whether the receiver was waiting when the message came, so that the receive's end is its arrival."""
+    return receipt.end_s - receipt.start_s > AWAITED_S
 
 
 @dataclass(frozen=True)
@@ -56,15 +63,30 @@ class TrainingRun:
         """The most by which spans of two workers may be shifted against each other."""
         return max((reading.error_s for readings in self.clocks.values() for reading in readings), default=0.0)
 
+    @property
+    def typical(self) -> int:
+        """The iteration, from 0, whose time is the median of all; of an even number, the longer of the two."""
+        return int(np.argsort(self.iteration_s)[self.iterations // 2])
+
     def timeline(self, iteration: int) -> Timeline:
-        """The spans of one iteration, on one clock; it starts with its first worker."""
+        """The spans of one iteration, on one clock; it starts with its first worker.
+
+        A send ends when its receiver, waiting for it, had it. Of a message that came before its receiver asked for
+        it, only the sender's own end is known: on a real link, that all of it had left the process.
+        """
         start_s = self._started_s[:, iteration].min()
-        spans = []
+        spans = {}
         for name, own in self.done.items():
             times_s = (self._on_one_clock(name, np.array(own[iteration].spans)) - start_s).tolist()
             timed = zip(self.program.actions[name], times_s, strict=True)
-            spans += [Span(name, position, action, *times) for position, (action, times) in enumerate(timed)]
-        return Timeline(tuple(spans))
+            spans |= {
+                (name, position): Span(name, position, action, *times) for position, (action, times) in enumerate(timed)
+            }
+        for send, receipt in receipts(self.program).items():
+            if was_awaited(spans[receipt]):
+                end_s = max(spans[send].start_s, spans[receipt].end_s)
+                spans[send] = replace(spans[send], end_s=end_s)
+        return Timeline(tuple(spans.values()))
 
     def summary(self) -> dict[str, object]:
         """What a record keeps of the run."""

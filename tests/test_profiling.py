@@ -50,8 +50,8 @@ def test_a_probe_recovers_bandwidth_latency_and_burst(mbps: float, latency_ms: f
     def exchange_s(size_bytes: int) -> float:
         return 2e-3 * latency_ms + max(0.0, 8 * (size_bytes - burst_bytes)) / (mbps * 1e6)
 
-    times = {name: (exchange_s(count),) * 3 for name, count in (("long_s", size), ("half_s", size // 2))}
-    probe = Probed(message_bytes=size, short_s=(max(1e-9, 2e-3 * latency_ms),) * 3, **times)
+    long_s, half_s, short_s = ((max(1e-9, exchange_s(count)),) * 3 for count in (size, size // 2, 0))
+    probe = Probed(message_bytes=size, long_s=long_s, half_s=half_s, short_s=short_s)
     link = link_from_probe("a", "b", probe)
     assert link.bandwidth_mbps == pytest.approx(mbps, rel=1e-6)
     assert link.latency_ms == pytest.approx(latency_ms, abs=1e-5)

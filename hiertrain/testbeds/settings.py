@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, RootModel, field_validat
 
 from hiertrain import files
 from hiertrain.network import Link, Network
-from hiertrain.values import Value
+from hiertrain.values import InputError, Value
 
 
 class WorkerSettings(Value):
@@ -135,6 +135,7 @@ class SshSettings(_TestbedSettings[SshWorker]):
 
 
 AnySettings = LocalSettings | NetnsSettings | SshSettings
+Shaped = TypeVar("Shaped", LocalSettings, NetnsSettings)
 
 
 class _TestbedFile(RootModel[Annotated[AnySettings, Field(discriminator="kind")]]):
@@ -156,6 +157,20 @@ def kind_of_times(settings: AnySettings) -> Literal["measured", "emulated"]:
         return "measured"
     emulated = settings.links or any(worker.slowdown != 1 for worker in settings.workers.values())
     return "emulated" if emulated else "measured"
+
+
+def with_bandwidth(settings: Shaped, worker: str, mbps: float) -> Shaped:
+    """The same testbed with ``mbps`` (Mbit/s) on every link to and from ``worker``.
+
+    Raises InputError when there is no such link, and ValueError for a bandwidth that is none.
+    """
+    if not any(worker in (link.source, link.target) for link in settings.links):
+        raise InputError(f"testbed: no link to or from {worker!r} whose bandwidth could be {mbps:g} Mbit/s")
+    links = tuple(
+        Link(**{**dict(link), "bandwidth_mbps": mbps}) if worker in (link.source, link.target) else link
+        for link in settings.links
+    )
+    return settings.model_copy(update={"links": links})
 
 
 def _check_names(names: set[str], workers: Mapping[str, WorkerSettings]) -> None:
