@@ -7,6 +7,8 @@ every worker of the tree takes part, so that no family collapses into a smaller 
 from collections.abc import Iterator, Mapping
 from itertools import product
 
+import numpy as np
+
 from hiertrain.cost import iteration_s
 from hiertrain.plan import Assignment, Plan, Problem
 
@@ -45,7 +47,7 @@ def _grid(problem: Problem, family: str, tree: Tree) -> Iterator[Plan]:
     """All plans of the family on a coarse grid in which every worker of the tree computes something."""
     total = problem.profile.chain.depth
     *others, root = tree
-    cuts = sorted({round(1 + (total - 2) * step / (DEPTHS - 1)) for step in range(DEPTHS)})
+    cuts = np.unique(np.linspace(1, total - 1, DEPTHS).round().astype(int)).tolist() if total > 1 else []
     depths = [total] if family.startswith(("data-parallel", "samples")) else cuts
     for chosen in product(depths, repeat=len(others)):
         depth = dict(zip(others, chosen, strict=True)) | {root: total}

@@ -114,6 +114,7 @@ def link_table(network: Network) -> pd.DataFrame:
                 "bandwidth_spread_mbps": spread.bandwidth_spread_mbps if spread else np.nan,
                 "latency_ms": link.latency_ms,
                 "latency_spread_ms": spread.latency_spread_ms if spread else np.nan,
+                "burst_bytes": link.burst_bytes,
             }
         )
     return pd.DataFrame(rows)

@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from hiertrain.figures import (
     ACTION_COLOURS,
     POLICY_STYLES,
+    plot_agreement,
     plot_convergence,
+    plot_errors,
     plot_fit,
     plot_layer_times,
     plot_layers,
@@ -56,6 +58,20 @@ POLICIES = pd.DataFrame(
 CURVES = pd.DataFrame(
     [{"policy": policy, "iteration": i, "time_s": i / 2, "loss": 1 / i} for policy in POLICY_STYLES for i in (1, 2, 3)]
 )
+AGREEMENT = pd.DataFrame(
+    [
+        {
+            "model": model,
+            "uplink_mbps": mbps,
+            "predicted_ms": 9.0 * mbps,
+            "observed_ms": 10.0 * mbps,
+            "kind": "measured",
+        }
+        for model in ("lenet5", "vgg16")
+        for mbps in (1.5, 5.0)
+    ]
+)
+ERRORS = pd.DataFrame({"case": ["a", "a", "b"], "error_percent": [-3.0, 1.0, 12.0]})
 DRAWINGS = [
     (plot_layers, LAYERS, "exact sizes"),
     (lambda df: plot_layer_times(df, "emulated"), TIMES, "emulated"),
@@ -63,6 +79,8 @@ DRAWINGS = [
     (plot_timeline, SPANS, "predicted: 13 ms"),
     (plot_times, POLICIES, "predicted"),
     (lambda df: plot_convergence(df, "measured"), CURVES, "measured"),
+    (plot_agreement, AGREEMENT, "measured time per iteration (ms)"),
+    (lambda df: plot_errors(df, "case", "emulated", 10), ERRORS, "predicted - emulated (% of the emulated iteration)"),
 ]
 
 

@@ -10,8 +10,17 @@ import pytest
 from hiertrain import files
 from hiertrain.network import Link
 from hiertrain.paths import ROOT
-from hiertrain.records import environment_record, load_record, package_versions, run_folder, save_record
-from hiertrain.values import InputError
+from hiertrain.records import (
+    environment_record,
+    load_record,
+    package_versions,
+    record_path,
+    recorded,
+    remembered,
+    run_folder,
+    save_record,
+)
+from hiertrain.values import InputError, RunError
 
 
 @dataclass(frozen=True)
@@ -87,3 +96,33 @@ def test_the_environment_names_machine_and_versions():
         assert environment.commit is not None
         assert len(environment.commit) == 40
         assert environment.dirty is not None
+
+
+def test_a_failure_leaves_a_record_of_the_error_and_of_what_was_completed(tmp_path):
+    failed = record_path("try", "train.failed", tmp_path)
+    with pytest.raises(RunError, match="worker edge is gone"), recorded("try", "train", {"batch_size": 8}, tmp_path):
+        raise RunError("worker edge is gone", completed={"iterations": 2, "losses": (0.5, 0.25)})
+    record = load_record("try", "train.failed", tmp_path)
+    assert record.parameters == {"batch_size": 8}
+    assert record.results["error"] == "worker edge is gone"
+    assert record.results["completed"] == {"iterations": 2, "losses": [0.5, 0.25]}
+    with recorded("try", "train", {}, tmp_path):
+        pass
+    assert not failed.exists()
+
+
+def test_a_result_is_computed_once_for_the_same_parameters(tmp_path):
+    calls = []
+
+    def compute(value: float) -> dict[str, object]:
+        calls.append(value)
+        return {"value": value}
+
+    for value in (1.0, 1.0, 2.0):
+        results = remembered("try", "point", {"value": value}, lambda value=value: compute(value), tmp_path)
+        assert results == {"value": value}
+    assert calls == [1.0, 2.0]
+    path = record_path("try", "point", tmp_path)
+    path.write_text(path.read_text().replace(load_record("try", "point", tmp_path).environment.source or "-", "other"))
+    remembered("try", "point", {"value": 2.0}, lambda: compute(2.0), tmp_path)
+    assert calls == [1.0, 2.0, 2.0]
