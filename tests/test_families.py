@@ -1,6 +1,6 @@
 """One plan of every family: all take part, nothing collapses, and the executed messages are the compiled ones."""
 
-from hypothesis import given
+from hypothesis import given, settings
 
 from hiertrain.cost import iteration_s
 from hiertrain.families import family_plans
@@ -13,6 +13,7 @@ def used(plan: Plan) -> set[str]:
     return {name for name in plan.workers if plan.active(name)}
 
 
+@settings(max_examples=15)
 @given(problems(max_layers=5))
 def test_every_worker_of_a_family_takes_part(problem: Problem) -> None:
     plans = family_plans(problem)
