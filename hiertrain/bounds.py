@@ -73,14 +73,29 @@ class _Lines:
 
 
 @dataclass(frozen=True)
+class _Message:
+    """What one worker sends to another: when it is ready, and its bytes; both (P,)."""
+
+    ready: Floats
+    size: Floats
+
+
+@dataclass(frozen=True)
 class _Way:
-    """One direction between two workers: seconds, and seconds per byte."""
+    """One direction between two workers: seconds, seconds per byte, and the bytes that pass at once after a pause."""
 
     latency_s: float
     byte_s: float
+    burst_bytes: float
 
-    def at(self, size_bytes: Floats) -> Floats:
-        return self.latency_s * (size_bytes > 0) + self.byte_s * size_bytes
+    def arrival(self, messages: list[_Message]) -> Floats:
+        """Equation (6)."""
+        arrival, size = messages[-1].ready, 0.0
+        for message in reversed(messages):
+            size = size + message.size
+            excess = np.maximum(size - self.burst_bytes, 0.0) if self.burst_bytes else size
+            arrival = np.maximum(arrival, message.ready + self.byte_s * excess)
+        return np.where(messages[-1].size > 0, arrival + self.latency_s, messages[-1].ready)
 
 
 def _segments(per_layer: list[float]) -> Floats:
@@ -97,10 +112,8 @@ def _lines(costs: list[LayerCost]) -> _Lines:
 
 
 def _way(problem: Problem, source: str, target: str) -> _Way:
-    if source == target:
-        return _Way(0.0, 0.0)
     link = problem.network.link(source, target)
-    return _Way(min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S))
+    return _Way(min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S), link.burst_bytes)
 
 
 class Evaluator:
@@ -109,16 +122,16 @@ class Evaluator:
     def __init__(self, problem: Problem, tree: Tree) -> None:
         chain = problem.profile.chain
         times = [problem.profile.worker(name).layers for name in tree.workers]
-        links = [(name, tree.workers[parent]) for name, parent in zip(tree.workers, tree.parents, strict=True)]
-        links[0] = (tree.workers[0], tree.workers[0])  # the root has no parent
+        links = [(name, tree.workers[parent]) for name, parent in zip(tree.workers, tree.parents, strict=True)][1:]
         self.problem, self.tree, self.depth = problem, tree, chain.depth
         self.forward = [_lines([layer.forward for layer in layers]) for layers in times]
         self.backward = [_lines([layer.backward for layer in layers]) for layers in times]
         self.update_s = min(problem.profile.worker(tree.workers[0]).update_s, LONGEST_S)
-        self.raw = [_way(problem, problem.data_holder, name) for name in tree.workers]
-        self.up = [_way(problem, name, parent) for name, parent in links]
-        self.down = [_way(problem, parent, name) for name, parent in links]
-        self.output_bytes = np.array([0.0, *(layer.output_bytes for layer in chain.layers)])
+        others = [(problem.data_holder, name) for name in tree.workers if name != problem.data_holder]
+        pairs = {*links, *((parent, name) for name, parent in links), *others}
+        self.ways = {(source, target): _way(problem, source, target) for source, target in pairs}
+        # Who computes the loss sends no activations.
+        self.output_bytes = np.array([0.0, *(layer.output_bytes for layer in chain.layers[:-1]), 0.0])
         self.prefix_bytes = np.array(chain.parameter_prefix_bytes, dtype=float)
         kept = [float(layer.activation_bytes or 0) for layer in chain.layers]
         self.activations = _Lines(_segments([0.0] * chain.depth), _segments(kept))
@@ -143,6 +156,9 @@ class _Pass:
         self.low, self.high = np.array(low), np.array(high)
         self.own = self._least(boxes.low, boxes.high)
         self.carried = self._least(self.low, self.high)
+        self.raw_bytes = self.own * float(evaluator.problem.sample_bytes)
+        self.activation_bytes = self.carried * evaluator.output_bytes[boxes.depths]
+        self.parameter_bytes = evaluator.prefix_bytes[boxes.depths]
         self.merges = boxes.depths < evaluator.depth  # others compute the loss themselves
         stages = [self._stages(position) for position in range(len(self.tree.workers))]
         self.order, self.cuts, self.samples = zip(*stages, strict=True)
@@ -172,30 +188,36 @@ class _Pass:
 
     def bounds_s(self) -> Floats:
         """Equation (5)."""
-        time = self._gradients(self._backward(self._forward()))[0] + self.at.update_s + self._weights(0)
-        return np.where(self._fits(), time, np.inf)
+        forward = self._forward()
+        backward, leaves = self._backward(forward)
+        updated = self._gradients(forward, backward)[0] + self.at.update_s
+        return np.where(self._fits(), self._weights(0, updated, leaves), np.inf)
 
     def _forward(self) -> list[Floats]:
         """Equations (1) and (2) for each worker."""
         ends = [np.empty(0)] * len(self.tree.workers)
-        for position in reversed(range(len(ends))):
+        for position, name in reversed(list(enumerate(self.tree.workers))):
             line, cuts, samples = self.at.forward[position], self.cuts[position], self.samples[position]
             arrivals = np.array(
                 [
-                    self._arrival(child, ends[child], self._activation_bytes(child)) * self.merges[child]
+                    self._arrival(child, position, _Message(ends[child], self.activation_bytes[child]))
+                    * self.merges[child]
                     for child in self.tree.children[position]
                 ]
             )
-            now = self.at.raw[position].at(self.own[position] * float(self.at.problem.sample_bytes))
+            now = np.zeros_like(self.raw_bytes[position])
+            if name != self.at.problem.data_holder:
+                now = self.at.ways[self.at.problem.data_holder, name].arrival([_Message(now, self.raw_bytes[position])])
             for stage, child in enumerate(self.order[position]):
                 now = now + line.at(cuts[stage], cuts[stage + 1], samples[stage])
                 now = np.maximum(now, np.take_along_axis(arrivals, child[np.newaxis], axis=0)[0])
             ends[position] = now + line.at(cuts[-2], cuts[-1], samples[-1])
         return ends
 
-    def _backward(self, forward: list[Floats]) -> list[Floats]:
-        """Equation (3): the end of each worker's backward pass."""
+    def _backward(self, forward: list[Floats]) -> tuple[list[Floats], list[_Message]]:
+        """Equation (3): the end of each worker's backward pass, and the gradient of its activations on its parent."""
         starts, ends = list(forward), list(forward)
+        gradients = [_Message(np.empty(0), np.empty(0))] * len(ends)
         for position, children in enumerate(self.tree.children):
             line, cuts, samples = self.at.backward[position], self.cuts[position], self.samples[position]
             now, leaves = starts[position], np.zeros((len(children), len(self.own[0])))
@@ -204,35 +226,37 @@ class _Pass:
                 np.put_along_axis(leaves, child[np.newaxis], now[np.newaxis], axis=0)
             ends[position] = now + line.at(cuts[0], cuts[1], samples[0])
             for child, leave in zip(children, leaves, strict=True):
-                arrival = leave + self.at.down[child].at(self._activation_bytes(child))
+                gradients[child] = _Message(leave, self.activation_bytes[child])
+                arrival = self._arrival(position, child, gradients[child])
                 starts[child] = np.maximum(forward[child], arrival * self.merges[child])
-        return ends
+        return ends, gradients
 
-    def _gradients(self, backward: list[Floats]) -> list[Floats]:
+    def _gradients(self, forward: list[Floats], backward: list[Floats]) -> list[Floats]:
         """Equation (4): when each worker has the summed gradients of its subtree."""
         ends = list(backward)
         for child in reversed(range(1, len(ends))):
-            parent, size_bytes = self.tree.parents[child], self.at.prefix_bytes[self.boxes.depths[child]]
-            ends[parent] = np.maximum(ends[parent], self._arrival(child, ends[child], size_bytes))
+            activations = _Message(forward[child], self.activation_bytes[child])
+            gradients = _Message(ends[child], self.parameter_bytes[child])
+            parent = self.tree.parents[child]
+            ends[parent] = np.maximum(ends[parent], self._arrival(child, parent, activations, gradients))
         return ends
 
-    def _weights(self, position: int) -> Floats:
-        """Seconds until the slowest of the subtree has the new weights."""
-        slowest = np.zeros(len(self.own[0]))
+    def _weights(self, position: int, ready: Floats, gradients: list[_Message]) -> Floats:
+        """When the last of the subtree has the new weights, which its root has when ``ready``."""
+        end = ready
         for child in self.tree.children[position]:
-            message_s = self.at.down[child].at(self.at.prefix_bytes[self.boxes.depths[child]])
-            slowest = np.maximum(slowest, message_s + self._weights(child))
-        return slowest
+            weights = _Message(ready, self.parameter_bytes[child])
+            arrival = self._arrival(position, child, gradients[child], weights)
+            end = np.maximum(end, self._weights(child, arrival, gradients))
+        return end
 
-    def _arrival(self, child: int, ready: Floats, size_bytes: Floats) -> Floats:
-        """When a message that the child has ready reaches its parent, with the one queue that matters."""
-        if self.tree.workers[child] == self.at.problem.data_holder:
-            raw_bytes = self.own[self.tree.parents[child]] * float(self.at.problem.sample_bytes)
-            ready = np.maximum(ready, self.at.up[child].byte_s * raw_bytes * (size_bytes > 0))
-        return ready + self.at.up[child].at(size_bytes)
-
-    def _activation_bytes(self, child: int) -> Floats:
-        return self.carried[child] * self.at.output_bytes[self.boxes.depths[child]]
+    def _arrival(self, source: int, target: int, *messages: _Message) -> Floats:
+        """When the last of all messages so far between two positions arrives: first leave the raw samples, if any."""
+        names = self.tree.workers[source], self.tree.workers[target]
+        sent = list(messages)
+        if names[0] == self.at.problem.data_holder:
+            sent.insert(0, _Message(np.zeros_like(self.raw_bytes[target]), self.raw_bytes[target]))
+        return self.at.ways[names].arrival(sent)
 
     def _fits(self) -> Mask:
         """Whether each box may keep the memory limits."""

@@ -6,6 +6,7 @@ proves is a lower bound. The unit is fine enough that the times of plans near th
 what needs them and cannot overflow. Sizes of memory are in bytes.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,27 @@ LARGEST_SUM = 2**61
 
 
 @dataclass(frozen=True)
+class Way:
+    """One direction between two workers, for N depths of the child. Latencies count units, what is sent grains.
+
+    A grain is a unit, or a byte where a credit in units would be too large. A message of t grains on an idle link takes
+    latency + grain * max(0, t - credit).
+    """
+
+    grain: int  # in units
+    credit: int  # what passes at once after a pause
+    raw_latency: int
+    raw: int  # per raw sample, where the source holds the data; else 0
+    activation_latency: Integers  # (N,): the same for their gradients; nothing is sent at depth N
+    activations: Integers  # (N,): per sample
+    parameter_latency: Integers  # (N,): the same for their gradients
+    parameters: Integers  # (N,)
+    idle_parameters: Integers  # (N,): units of the whole message on an idle link
+
+
+@dataclass(frozen=True)
 class IntegerCosts:
-    """Whole units of time; k workers in the tree's order, N layers. Row 0 of what concerns the parent is unused.
+    """Whole units of time; k workers in the tree's order, N layers. The root is its own parent.
 
     ``*_fixed`` is due once where there are samples, ``*_each`` for each sample.
     """
@@ -32,63 +52,41 @@ class IntegerCosts:
     forward_each: Integers
     backward_fixed: Integers
     backward_each: Integers
-    input_fixed: Integers  # (k,): raw samples from the data holder
-    input_each: Integers
-    queue_each: Integers  # (k,): per own sample of the parent, where the worker is the data holder; 0 for others
-    up_fixed: Integers  # (k, N): activations to the parent, if the depth is 1 .. N; nothing is sent at depth N
-    up_each: Integers
-    down_fixed: Integers  # (k, N): their gradients from the parent
-    down_each: Integers
-    gradients: Integers  # (k, N): parameter gradients to the parent, for the depths 1 .. N
-    weights: Integers  # (k, N): weights from the parent
+    input: list[Way]  # (k,): from the data holder
+    up: list[Way]  # (k,): to the parent
+    down: list[Way]  # (k,): from the parent
     update: int
-    sends_activations: list[bool]  # (N,): by depth, whether activations have a size
-    sends_gradients: list[bool]  # (N,)
+
+
+def _lost(problem: Problem, tree: Tree) -> int:
+    """Units that a path through the plan's events loses at most.
+
+    Less than one for each sample and layer, forward and backward, and for each sample and the credit of each message.
+    """
+    return 4 * problem.batch_size * (problem.profile.chain.depth + 2 * len(tree.workers))
 
 
 def scale(problem: Problem, tree: Tree) -> int:
-    """How many units the best known time has.
-
-    A path through the plan's events loses less than one unit for each sample and layer, forward and backward, and for
-    each message, so this many units keep the loss below TIE / 2.
-    """
-    lost = 4 * problem.batch_size * (problem.profile.chain.depth + len(tree.workers) + 1)
+    """How many units the best known time has: so many that less than TIE / 2 of it is lost."""
+    lost = _lost(problem, tree)
     return min(int(2 * lost / TIE), LARGEST_SUM // lost)
 
 
 def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -> IntegerCosts:
     """The arrays for plans of the tree that take at most ``limit_s``, near the best known time ``best_s`` > 0."""
-    chain = problem.profile.chain
     unit_s = max(best_s / scale(problem, tree), np.finfo(float).tiny)
     limit = int(limit_s / unit_s)
 
-    def whole(seconds: Floats) -> Integers:
-        with np.errstate(over="ignore"):  # infinite quotients are cut off as well
-            return np.floor(np.minimum(seconds / unit_s, limit + 1.0)).astype(np.int64)
-
     def layers(step: str, part: str) -> Integers:
         workers = [problem.profile.worker(name).layers for name in tree.workers]
-        return whole(np.array([[getattr(getattr(times, step), part) for times in worker] for worker in workers]))
+        times = np.array([[getattr(getattr(layer, step), part) for layer in worker] for worker in workers])
+        return _whole(times, unit_s, limit + 1)
 
-    def messages(pairs: list[tuple[str, str]], sizes: Floats) -> tuple[Integers, Integers]:
-        """Latency where there is something to send, and transmission; both (pairs, sizes)."""
-        links = [None if source == target else problem.network.link(source, target) for source, target in pairs]
-        latency_s = np.array([[min(link.latency_s, LONGEST_S) if link else 0.0] for link in links])
-        byte_s = np.array([[min(link.transmission_s(1), LONGEST_S) if link else 0.0] for link in links])
-        return whole(latency_s * (sizes > 0)), whole(byte_s * sizes)
+    def way(source: str, target: str) -> Way:
+        return _way(problem, source, target, unit_s, limit, LARGEST_SUM // _lost(problem, tree))
 
-    def total(pairs: list[tuple[str, str]], sizes: Floats) -> Integers:
-        return np.minimum(sum(messages(pairs, sizes)), limit + 1)
-
-    up = [(name, tree.workers[max(parent, 0)]) for name, parent in zip(tree.workers, tree.parents, strict=True)]
-    down = [(parent, name) for name, parent in up]
-    outputs = np.array([*(layer.output_bytes for layer in chain.layers[:-1]), 0.0])
-    parameters = np.array(chain.parameter_prefix_bytes[1:], dtype=float)
-    raw = np.array([float(problem.sample_bytes)])
-    input_fixed, input_each = messages([(problem.data_holder, name) for name in tree.workers], raw)
-    holds = np.array([name == problem.data_holder for name in tree.workers])
-    up_fixed, up_each = messages(up, outputs)
-    down_fixed, down_each = messages(down, outputs)
+    parents = [tree.workers[max(parent, 0)] for parent in tree.parents]
+    pairs = list(zip(tree.workers, parents, strict=True))
     return IntegerCosts(
         unit_s=unit_s,
         limit=limit,
@@ -96,16 +94,51 @@ def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -
         forward_each=layers("forward", "per_sample_s"),
         backward_fixed=layers("backward", "fixed_s"),
         backward_each=layers("backward", "per_sample_s"),
-        input_fixed=input_fixed[:, 0],
-        input_each=input_each[:, 0],
-        queue_each=messages(up, raw)[1][:, 0] * holds,
-        up_fixed=up_fixed,
-        up_each=up_each,
-        down_fixed=down_fixed,
-        down_each=down_each,
-        gradients=total(up, parameters),
-        weights=total(down, parameters),
-        update=int(whole(np.array(problem.profile.worker(tree.workers[0]).update_s))),
-        sends_activations=(outputs > 0).tolist(),
-        sends_gradients=(parameters > 0).tolist(),
+        input=[way(problem.data_holder, name) for name in tree.workers],
+        up=[way(name, parent) for name, parent in pairs],
+        down=[way(parent, name) for name, parent in pairs],
+        update=int(_whole(np.array(problem.profile.worker(tree.workers[0]).update_s), unit_s, limit + 1)),
+    )
+
+
+def _whole(amounts: Floats, unit: float, most: int) -> Integers:
+    """Whole units, rounded down, and cut off at ``most``."""
+    with np.errstate(over="ignore"):  # infinite quotients are cut off as well
+        return np.floor(np.minimum(amounts / unit, most)).astype(np.int64)
+
+
+def _way(problem: Problem, source: str, target: str, unit_s: float, limit: int, largest: int) -> Way:
+    """The way between two workers; ``largest``: of the credit in units. A worker reaches itself at no cost."""
+    chain = problem.profile.chain
+    outputs = np.array([*(layer.output_bytes for layer in chain.layers[:-1]), 0.0])
+    parameters = np.array(chain.parameter_prefix_bytes[1:], dtype=float)
+    raw = np.array(float(problem.sample_bytes))
+    latency_s = byte_s = burst_bytes = 0.0
+    if source != target:
+        link = problem.network.link(source, target)
+        latency_s, byte_s = min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S)
+        # More than all that is ever sent is of no use.
+        all_bytes = problem.batch_size * (raw + outputs.max()) + parameters[-1]
+        burst_bytes = min(link.burst_bytes, float(all_bytes))
+    latency = int(_whole(np.array(latency_s), unit_s, limit + 1))
+    in_bytes = burst_bytes * byte_s / unit_s > largest
+    grain = int(_whole(np.array(byte_s), unit_s, limit + 1)) if in_bytes else 1
+    # The credit is rounded up, so that the time is not.
+    credit = math.ceil(burst_bytes if in_bytes else burst_bytes * byte_s / unit_s)
+
+    def sent(sizes: Floats) -> Integers:
+        amounts, unit = (sizes, 1.0) if in_bytes else (sizes * byte_s, unit_s)
+        return _whole(amounts, unit, limit // grain + credit + 1)
+
+    idle_s = latency_s * (parameters > 0) + byte_s * np.maximum(parameters - burst_bytes, 0.0)
+    return Way(
+        grain=grain,
+        credit=credit,
+        raw_latency=latency,
+        raw=int(sent(raw)) * (source == problem.data_holder),
+        activation_latency=latency * (outputs > 0),
+        activations=sent(outputs),
+        parameter_latency=latency * (parameters > 0),
+        parameters=sent(parameters),
+        idle_parameters=_whole(idle_s, unit_s, limit + 1),
     )

@@ -7,7 +7,7 @@ seconds; inside the models whole units of time (see ``integers``). The reported 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import cast
 
@@ -16,9 +16,9 @@ from ortools.sat.python import cp_model
 
 from hiertrain.bounds import Boxes, Integers, Tree
 from hiertrain.files import parse
-from hiertrain.integers import TIE, IntegerCosts, integer_costs
+from hiertrain.integers import TIE, IntegerCosts, Way, integer_costs
 from hiertrain.plan import Problem
-from hiertrain.search import Candidate, Searched, ranges, survey, trees
+from hiertrain.search import Candidate, Searched, chosen, least_s, ranges, relaxations, survey, trees
 from hiertrain.solution import Progress, Settings, Shape, Solution
 from hiertrain.values import InputError
 
@@ -41,6 +41,7 @@ class _Variables:
     forward: list[cp_model.IntVar]  # F: end of the forward pass
     start: list[cp_model.IntVar]  # start of the backward pass
     gradients: list[cp_model.IntVar]  # D: the subtree's gradients are summed
+    updated: list[cp_model.IntVar]  # the worker has the new weights
     time: cp_model.IntVar  # T
 
 
@@ -77,6 +78,7 @@ def _new_variables(
         forward=times(),
         start=times(),
         gradients=times(),
+        updated=times(),
         time=model.new_int_var(0, limit, ""),
     )
 
@@ -132,14 +134,25 @@ def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, va
         )
 
 
-def _activations(variables: _Variables, tree: Tree, child: int, fixed: Integers, each: Integers) -> cp_model.LinearExpr:
+def _at_depth(variables: _Variables, worker: int, by_depth: Integers) -> cp_model.LinearExpr:
+    """The entry for the worker's depth."""
+    return _weighted(variables.reaches[worker], np.diff(by_depth, prepend=0))
+
+
+def _activations(variables: _Variables, tree: Tree, child: int, way: Way) -> cp_model.LinearExpr:
     """The message at the child's cut, the only layer after which its subtree's number of samples falls."""
-    rises = np.diff(each, prepend=0)
-    members = tree.subtrees[child]
-    held = [variables.samples[member][layer] for member in members for layer in range(len(each))]
-    return _weighted(held, np.tile(rises, len(members))) + _weighted(
-        variables.reaches[child], np.diff(fixed, prepend=0)
-    )
+    held = [samples for member in tree.subtrees[child] for samples in variables.samples[member]]
+    return _weighted(held, np.tile(np.diff(way.activations, prepend=0), len(tree.subtrees[child])))
+
+
+def _late(model: cp_model.CpModel, way: Way, limit: int, *sent: cp_model.LinearExpr) -> cp_model.LinearExpr:
+    """Equation (6): from when the first of the messages was ready until all have left; at least 0."""
+    grains = cast(cp_model.LinearExpr, cp_model.LinearExpr.sum(sent))
+    if not way.credit:
+        return grains
+    late = model.new_int_var(0, limit // way.grain, "")
+    model.add(late >= grains - way.credit)
+    return way.grain * late
 
 
 def _beyond(variables: _Variables, parent: int, child: int, fixed: Integers, each: Integers) -> cp_model.LinearExpr:
@@ -154,58 +167,66 @@ def _beyond(variables: _Variables, parent: int, child: int, fixed: Integers, eac
 def _add_forward(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
     """Equations (1) and (2)."""
     for worker, end in enumerate(variables.forward):
-        own = variables.samples[worker][0]
-        arrival = (
-            costs.input_fixed[worker].item() * variables.computes[worker][0] + costs.input_each[worker].item() * own
-        )
+        own, way = variables.samples[worker][0], costs.input[worker]
+        arrival = way.raw_latency * variables.computes[worker][0] + _late(model, way, costs.limit, way.raw * own)
         computing = _weighted(variables.computes[worker], costs.forward_fixed[worker])
         model.add(end >= arrival + computing + _weighted(variables.samples[worker], costs.forward_each[worker]))
         for child in tree.children[worker]:
-            message = _activations(variables, tree, child, costs.up_fixed[child], costs.up_each[child])
-            rest = message + _beyond(variables, worker, child, costs.forward_fixed[worker], costs.forward_each[worker])
-            model.add(end >= variables.forward[child] + rest).only_enforce_if(~variables.reaches[child][-1])
-            if costs.queue_each[child]:
-                sends = model.new_bool_var("")
-                model.add(sends == _at_depths(variables, child, costs.sends_activations))
-                model.add(end >= costs.queue_each[child].item() * own + rest).only_enforce_if(sends)
+            way = costs.up[child]
+            sent, rest = _activations(variables, tree, child, way), _at_depth(variables, child, way.activation_latency)
+            rest += _beyond(variables, worker, child, costs.forward_fixed[worker], costs.forward_each[worker])
+            ready = variables.forward[child] + _late(model, way, costs.limit, sent)
+            model.add(end >= ready + rest).only_enforce_if(~variables.reaches[child][-1])
+            if way.raw:
+                model.add(end >= _late(model, way, costs.limit, way.raw * own, sent) + rest)
 
 
-def _at_depths(variables: _Variables, worker: int, chosen: list[bool]) -> cp_model.LinearExpr:
-    """1 where the worker's depth is one of the chosen, else 0."""
-    return _weighted(variables.reaches[worker], np.diff(np.array(chosen, dtype=int), prepend=0))
+def _leaves(variables: _Variables, tree: Tree, costs: IntegerCosts, child: int) -> cp_model.LinearExpr:
+    """When the gradient of the child's activations is ready on its parent."""
+    parent = tree.parents[child]
+    before = _beyond(variables, parent, child, costs.backward_fixed[parent], costs.backward_each[parent])
+    return variables.start[parent] + before
 
 
 def _add_backward(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
     """Equation (3): a worker starts when its forward pass has ended and its parent's gradients are there."""
     model.add(variables.start[0] == variables.forward[0])
-    for child, parent in enumerate(tree.parents[1:], start=1):
-        message = _activations(variables, tree, child, costs.down_fixed[child], costs.down_each[child])
-        before = _beyond(variables, parent, child, costs.backward_fixed[parent], costs.backward_each[parent])
-        model.add(variables.start[child] >= variables.forward[child])
-        model.add(variables.start[child] >= variables.start[parent] + before + message).only_enforce_if(
-            ~variables.reaches[child][-1]
-        )
+    for child, start in enumerate(variables.start[1:], start=1):
+        way = costs.down[child]
+        sent, latency = _activations(variables, tree, child, way), _at_depth(variables, child, way.activation_latency)
+        ready = _leaves(variables, tree, costs, child) + _late(model, way, costs.limit, sent)
+        model.add(start >= variables.forward[child])
+        model.add(start >= ready + latency).only_enforce_if(~variables.reaches[child][-1])
+        if way.raw and way.credit:  # without credit the raw samples have arrived long since
+            raw = way.raw * variables.samples[child][0]
+            model.add(start >= _late(model, way, costs.limit, raw, sent) + latency)
 
 
 def _add_gradients(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
     """Equations (4) and (5)."""
-    for worker, end in enumerate(variables.gradients):
+    gradients, updated = variables.gradients, variables.updated
+    for worker, end in enumerate(gradients):
         computing = _weighted(variables.computes[worker], costs.backward_fixed[worker])
         computing += _weighted(variables.samples[worker], costs.backward_each[worker])
         model.add(end >= variables.start[worker] + computing)
-    weights = [_weighted([], np.empty(0, dtype=np.int64))] * len(tree.workers)
+    model.add(updated[0] == gradients[0] + costs.update)
     for child, parent in enumerate(tree.parents[1:], start=1):
-        message = _weighted(variables.reaches[child], np.diff(costs.gradients[child], prepend=0))
-        model.add(variables.gradients[parent] >= variables.gradients[child] + message)
-        if costs.queue_each[child]:
-            sends = model.new_bool_var("")
-            model.add(sends == _at_depths(variables, child, costs.sends_gradients))
-            queue = costs.queue_each[child].item() * variables.samples[parent][0]
-            model.add(variables.gradients[parent] >= queue + message).only_enforce_if(sends)
-        weights[child] = weights[parent] + _weighted(variables.reaches[child], np.diff(costs.weights[child], prepend=0))
-    for worker, children in enumerate(tree.children):
-        if not children:
-            model.add(variables.time >= variables.gradients[0] + costs.update + weights[worker])
+        leaves = _leaves(variables, tree, costs, child)
+        # Each way, what it carries and when that is ready, the activations that left before, and the receiver.
+        for way, before, ready, end, target in (
+            (costs.up[child], variables.forward[child], gradients[child], gradients[parent], parent),
+            (costs.down[child], leaves, updated[parent], updated[child], child),
+        ):
+            model.add(end >= ready + _at_depth(variables, child, way.idle_parameters))
+            latency = _at_depth(variables, child, way.parameter_latency)
+            sent = _activations(variables, tree, child, way), _at_depth(variables, child, way.parameters)
+            if way.credit:  # without it, the activations have arrived long since
+                model.add(end >= before + _late(model, way, costs.limit, *sent) + latency)
+            if way.raw:
+                raw = way.raw * variables.samples[target][0]
+                model.add(end >= _late(model, way, costs.limit, raw, *sent) + latency)
+    for worker in range(len(tree.workers)):
+        model.add(variables.time >= updated[worker])
 
 
 def _tree_model(
@@ -259,15 +280,15 @@ def optimize(
     for done, searched in enumerate(sorted(search, key=lambda searched: searched.time_s), start=1):
         _prove(problem, search, searched, seed, deadline)
         if progress is not None:
-            progress(Progress(done, len(search), _best_s(search), time.monotonic() - started))
-    chosen = _chosen(search)
-    assert chosen.plan is not None
-    bound_s = min(chosen.time_s, *(searched.bound_s for searched in search))
+            progress(Progress(done, len(search), least_s(search), time.monotonic() - started))
+    best = chosen(search)
+    assert best.plan is not None
+    bound_s = min(best.time_s, *(searched.bound_s for searched in search))
     return Solution(
-        plan=chosen.plan,
-        objective_s=chosen.time_s,
+        plan=best.plan,
+        objective_s=best.time_s,
         bound_s=bound_s,
-        status="optimal" if bound_s >= chosen.time_s * (1 - RESOLUTION) else "feasible",
+        status="optimal" if bound_s >= best.time_s * (1 - RESOLUTION) else "feasible",
         solve_s=time.monotonic() - started,
         settings=settings,
     )
@@ -303,16 +324,6 @@ def _survey(problem: Problem, shape: Shape, deadline: float) -> list[Searched]:
     return search
 
 
-def _best_s(search: list[Searched]) -> float:
-    return min(searched.time_s for searched in search)
-
-
-def _chosen(search: list[Searched]) -> Searched:
-    """The first tree, in the order that settles ties, whose plan equals the best."""
-    best_s = _best_s(search)
-    return next(searched for searched in search if searched.time_s <= best_s * (1 + TIE))
-
-
 def _prove(problem: Problem, search: list[Searched], searched: Searched, seed: int, deadline: float) -> None:
     """Raise a tree's bound to the best time of all, or find its best plan where that is better.
 
@@ -320,9 +331,9 @@ def _prove(problem: Problem, search: list[Searched], searched: Searched, seed: i
     """
     attempt = 0
     while len(searched.tree.workers) > 1 and time.monotonic() < deadline:  # a single worker has a single plan
-        best_s = _best_s(search)
+        best_s = least_s(search)
         searched.narrow(problem, best_s * (1 + TIE))
-        wins_ties = search.index(searched) < search.index(_chosen(search))
+        wins_ties = search.index(searched) < search.index(chosen(search))
         limit_s = best_s if wins_ties else best_s * (1 - TIE)
         if searched.closed or searched.bound_s > limit_s or (searched.bound_s == limit_s and not wins_ties):
             return
@@ -378,17 +389,7 @@ def _any_plan(problem: Problem, tree: Tree) -> Candidate | None:
 
 def _clash(problem: Problem, shape: Shape) -> str:
     """Says which constraints clash: all that hold, and those of which giving up one admits a plan."""
-    limits = problem.memory_limit_bytes
-    relaxed = {
-        f"memory limit of {name!r} ({limit} bytes)": replace(
-            problem, memory_limit_bytes={other: limits[other] for other in limits if other != name}
-        )
-        for name, limit in limits.items()
-    }
-    if problem.root is not None:
-        relaxed[f"root {problem.root!r}"] = replace(problem, root=None)
-    if problem.samples_stay:
-        relaxed[f"raw samples stay on {problem.data_holder!r}"] = replace(problem, samples_stay=False)
+    relaxed = relaxations(problem)
     enough = [
         name
         for name, other in relaxed.items()

@@ -6,13 +6,14 @@ halving them a few times, which leaves a small part of each tree to the solver. 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, permutations, product
 
 import numpy as np
 
 from hiertrain.bounds import Boxes, Evaluator, Floats, Integers, Tree
 from hiertrain.cost import iteration_s
+from hiertrain.integers import TIE
 from hiertrain.plan import Assignment, Plan, Problem
 from hiertrain.solution import Shape
 
@@ -256,3 +257,30 @@ def survey(problem: Problem, tree: Tree) -> Searched:
     if found is not None:
         searched.record(problem, found)
     return searched
+
+
+def least_s(search: list[Searched]) -> float:
+    """The time of the best plan of all trees."""
+    return min(searched.time_s for searched in search)
+
+
+def chosen(search: list[Searched]) -> Searched:
+    """The first tree, in the order that settles ties, whose plan equals the best."""
+    best_s = least_s(search)
+    return next(searched for searched in search if searched.time_s <= best_s * (1 + TIE))
+
+
+def relaxations(problem: Problem) -> dict[str, Problem]:
+    """The problem without each one of the constraints that may clash, by a description of it."""
+    limits = problem.memory_limit_bytes
+    relaxed = {
+        f"memory limit of {name!r} ({limit} bytes)": replace(
+            problem, memory_limit_bytes={other: limits[other] for other in limits if other != name}
+        )
+        for name, limit in limits.items()
+    }
+    if problem.root is not None:
+        relaxed[f"root {problem.root!r}"] = replace(problem, root=None)
+    if problem.samples_stay:
+        relaxed[f"raw samples stay on {problem.data_holder!r}"] = replace(problem, samples_stay=False)
+    return relaxed

@@ -95,6 +95,29 @@ def _splits(total: int, size: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
+class _Links:
+    """The links in one iteration: token buckets, full at its start. Messages of one pair are sent in their order."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.served: dict[tuple[str, str], Seconds] = {}  # the virtual time at which all messages so far have left
+
+    def send(self, source: str, target: str, ready: Seconds, size: Seconds) -> Seconds:
+        """When a message arrives; an empty one is not sent."""
+        link = self.problem.network.link(source, target)
+        rate = link.bandwidth_mbps * 1e6 / 8
+        before = self.served.get((source, target), np.full(len(size), -np.inf))
+        after = np.maximum(before, ready - link.burst_bytes / rate) + size / rate
+        self.served[source, target] = np.where(size > 0, after, before)
+        return np.where(size > 0, np.maximum(after, ready) + link.latency_ms / 1e3, ready)
+
+    def raw(self, worker: str, samples: Numbers) -> Seconds:
+        if worker == self.problem.data_holder:
+            return np.zeros(len(samples))
+        size = samples * float(self.problem.sample_bytes)
+        return self.send(self.problem.data_holder, worker, np.zeros(len(samples)), size)
+
+
 class _Equations:
     """The cost model on arrays: each argument and result has one entry per box."""
 
@@ -109,22 +132,6 @@ class _Equations:
         each = np.concatenate([[0.0], np.cumsum([cost.per_sample_s for cost in costs])])
         return np.where(samples > 0, fixed[last] - fixed[after] + (each[last] - each[after]) * samples, 0.0)
 
-    def message(self, source: str, target: str, size: Seconds) -> Seconds:
-        if source == target:
-            return np.zeros_like(size)
-        link = self.problem.network.link(source, target)
-        return np.where(size > 0, link.latency_s + 8 * size / link.bandwidth_bps, 0.0)
-
-    def raw(self, worker: str, samples: Numbers) -> Seconds:
-        return self.message(self.problem.data_holder, worker, samples * float(self.problem.sample_bytes))
-
-    def arrival(self, child: str, parent: str, ready: Seconds, size: Seconds, parent_samples: Numbers) -> Seconds:
-        if child == self.problem.data_holder:
-            link = self.problem.network.link(child, parent)
-            queue = 8 * parent_samples * self.problem.sample_bytes / link.bandwidth_bps
-            ready = np.where(size > 0, np.maximum(ready, queue), ready)
-        return ready + self.message(child, parent, size)
-
     def update(self, worker: str) -> float:
         return self.problem.profile.worker(worker).update_s
 
@@ -137,27 +144,28 @@ class _Equations:
         n_o = np.maximum(0, self.total - high[0] - high[1])
         n_os = np.where(cut_s < self.layers, np.maximum(n_o + n_s, self.total - high[1]), n_o)
         n_all = np.where(cut_l < self.layers, self.total, n_os)
-        ready_s = self.raw(short, n_s) + self.compute(short, "forward", zero, cut_s, n_s)
-        ready_l = self.raw(long, n_l) + self.compute(long, "forward", zero, cut_l, n_l)
+        links = _Links(self.problem)
+        ready_s = links.raw(short, n_s) + self.compute(short, "forward", zero, cut_s, n_s)
+        ready_l = links.raw(long, n_l) + self.compute(long, "forward", zero, cut_l, n_l)
         size_s, size_l = n_s * self.output[cut_s], n_l * self.output[cut_l]
-        now = self.raw(root, n_o) + self.compute(root, "forward", zero, cut_s, n_o)
-        now = np.where(cut_s < self.layers, np.maximum(now, self.arrival(short, root, ready_s, size_s, n_o)), now)
+        now = links.raw(root, n_o) + self.compute(root, "forward", zero, cut_s, n_o)
+        now = np.where(cut_s < self.layers, np.maximum(now, links.send(short, root, ready_s, size_s)), now)
         now = now + self.compute(root, "forward", cut_s, cut_l, n_os)
-        now = np.where(cut_l < self.layers, np.maximum(now, self.arrival(long, root, ready_l, size_l, n_o)), now)
+        now = np.where(cut_l < self.layers, np.maximum(now, links.send(long, root, ready_l, size_l)), now)
         now = (
             now + self.compute(root, "forward", cut_l, full, n_all) + self.compute(root, "backward", cut_l, full, n_all)
         )
-        back_l = np.where(cut_l < self.layers, np.maximum(ready_l, now + self.message(root, long, size_l)), ready_l)
+        back_l = np.where(cut_l < self.layers, np.maximum(ready_l, links.send(root, long, now, size_l)), ready_l)
         now = now + self.compute(root, "backward", cut_s, cut_l, n_os)
-        back_s = np.where(cut_s < self.layers, np.maximum(ready_s, now + self.message(root, short, size_s)), ready_s)
+        back_s = np.where(cut_s < self.layers, np.maximum(ready_s, links.send(root, short, now, size_s)), ready_s)
         end = now + self.compute(root, "backward", zero, cut_s, n_o)
         for name, cut, samples, back in ((short, cut_s, n_s, back_s), (long, cut_l, n_l, back_l)):
             summed = back + self.compute(name, "backward", zero, cut, samples)
-            end = np.maximum(end, self.arrival(name, root, summed, self.prefix[cut], n_o))
-        weights = np.maximum(
-            self.message(root, short, self.prefix[cut_s]), self.message(root, long, self.prefix[cut_l])
+            end = np.maximum(end, links.send(name, root, summed, self.prefix[cut]))
+        updated = end + self.update(root)
+        return np.maximum(
+            links.send(root, short, updated, self.prefix[cut_s]), links.send(root, long, updated, self.prefix[cut_l])
         )
-        return end + self.update(root) + weights
 
     def chain(self, names: tuple[str, ...], depth: list[Numbers], low: list[Numbers], high: list[Numbers]) -> Seconds:
         """A lower bound over own samples in low..high: root r <- middle m <- leaf f."""
@@ -169,24 +177,26 @@ class _Equations:
         carried = n_m + n_f
         n_mf = np.where(cut_f < self.layers, carried, n_m)
         n_all = np.where(cut_m < self.layers, self.total, n_r)
-        ready_f = self.raw(f, n_f) + self.compute(f, "forward", zero, cut_f, n_f)
+        links = _Links(self.problem)
+        ready_f = links.raw(f, n_f) + self.compute(f, "forward", zero, cut_f, n_f)
         size_f, size_m = n_f * self.output[cut_f], carried * self.output[cut_m]
-        now = self.raw(m, n_m) + self.compute(m, "forward", zero, cut_f, n_m)
-        now = np.where(cut_f < self.layers, np.maximum(now, self.arrival(f, m, ready_f, size_f, n_m)), now)
+        raw_m, raw_r = links.raw(m, n_m), links.raw(r, n_r)
+        now = raw_m + self.compute(m, "forward", zero, cut_f, n_m)
+        now = np.where(cut_f < self.layers, np.maximum(now, links.send(f, m, ready_f, size_f)), now)
         ready_m = now + self.compute(m, "forward", cut_f, cut_m, n_mf)
-        now = self.raw(r, n_r) + self.compute(r, "forward", zero, cut_m, n_r)
-        now = np.where(cut_m < self.layers, np.maximum(now, self.arrival(m, r, ready_m, size_m, n_r)), now)
+        now = raw_r + self.compute(r, "forward", zero, cut_m, n_r)
+        now = np.where(cut_m < self.layers, np.maximum(now, links.send(m, r, ready_m, size_m)), now)
         now = now + self.compute(r, "forward", cut_m, full, n_all) + self.compute(r, "backward", cut_m, full, n_all)
-        back_m = np.where(cut_m < self.layers, np.maximum(ready_m, now + self.message(r, m, size_m)), ready_m)
+        back_m = np.where(cut_m < self.layers, np.maximum(ready_m, links.send(r, m, now, size_m)), ready_m)
         end_r = now + self.compute(r, "backward", zero, cut_m, n_r)
         now = back_m + self.compute(m, "backward", cut_f, cut_m, n_mf)
-        back_f = np.where(cut_f < self.layers, np.maximum(ready_f, now + self.message(m, f, size_f)), ready_f)
+        back_f = np.where(cut_f < self.layers, np.maximum(ready_f, links.send(m, f, now, size_f)), ready_f)
         end_m = now + self.compute(m, "backward", zero, cut_f, n_m)
         summed_f = back_f + self.compute(f, "backward", zero, cut_f, n_f)
-        summed_m = np.maximum(end_m, self.arrival(f, m, summed_f, self.prefix[cut_f], n_m))
-        end = np.maximum(end_r, self.arrival(m, r, summed_m, self.prefix[cut_m], n_r))
-        weights = self.message(r, m, self.prefix[cut_m]) + self.message(m, f, self.prefix[cut_f])
-        return end + self.update(r) + weights
+        summed_m = np.maximum(end_m, links.send(f, m, summed_f, self.prefix[cut_f]))
+        end = np.maximum(end_r, links.send(m, r, summed_m, self.prefix[cut_m]))
+        has_m = links.send(r, m, end + self.update(r), self.prefix[cut_m])
+        return np.maximum(has_m, links.send(m, f, has_m, self.prefix[cut_f]))
 
 
 def branch_and_bound_optimum(problem: Problem) -> float:
@@ -225,17 +235,18 @@ def _pair(problem: Problem, child: str, root: str) -> float:
     cut, n = (axis.ravel() for axis in np.meshgrid(np.arange(1, eq.layers + 1), np.arange(1, eq.total + 1)))
     zero, full, rest = np.zeros_like(cut), np.full_like(cut, eq.layers), eq.total - n
     both, sends = np.where(cut < eq.layers, eq.total, rest), cut < eq.layers
-    ready = eq.raw(child, n) + eq.compute(child, "forward", zero, cut, n)
+    links = _Links(problem)
+    ready = links.raw(child, n) + eq.compute(child, "forward", zero, cut, n)
     size = n * eq.output[cut]
-    now = eq.raw(root, rest) + eq.compute(root, "forward", zero, cut, rest)
-    now = np.where(sends, np.maximum(now, eq.arrival(child, root, ready, size, rest)), now)
+    now = links.raw(root, rest) + eq.compute(root, "forward", zero, cut, rest)
+    now = np.where(sends, np.maximum(now, links.send(child, root, ready, size)), now)
     now = now + eq.compute(root, "forward", cut, full, both) + eq.compute(root, "backward", cut, full, both)
-    back = np.where(sends, np.maximum(ready, now + eq.message(root, child, size)), ready)
+    back = np.where(sends, np.maximum(ready, links.send(root, child, now, size)), ready)
     summed = back + eq.compute(child, "backward", zero, cut, n)
     end = np.maximum(
-        now + eq.compute(root, "backward", zero, cut, rest), eq.arrival(child, root, summed, eq.prefix[cut], rest)
+        now + eq.compute(root, "backward", zero, cut, rest), links.send(child, root, summed, eq.prefix[cut])
     )
-    return float((end + eq.update(root) + eq.message(root, child, eq.prefix[cut])).min())
+    return float(links.send(root, child, end + eq.update(root), eq.prefix[cut]).min())
 
 
 def _search(problem: Problem, best: float, bound: Callable[..., Seconds], *, middle: bool) -> float:

@@ -50,9 +50,11 @@ def profiles(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 6) -> Profi
 def networks(draw: st.DrawFn, *, workers: int = 3) -> Network:
     rates = st.sampled_from([0.001, 1.0, 20.0, 1e5]) | st.floats(0.1, 100.0)
     delays = st.sampled_from([0.0, 1.0, 100.0])
+    # Smaller and larger than a message, and of the size of one.
+    bursts = st.sampled_from([0.0, 0.0, 0.0, 1.0, 1000.0]) | st.integers(0, 5000).map(float)
     return Network(
         links=tuple(
-            Link(source=a, target=b, bandwidth_mbps=draw(rates), latency_ms=draw(delays))
+            Link(source=a, target=b, bandwidth_mbps=draw(rates), latency_ms=draw(delays), burst_bytes=draw(bursts))
             for a in NAMES[:workers]
             for b in NAMES[:workers]
             if a != b

@@ -125,7 +125,7 @@ def test_bounds_equal_the_cost_of_a_plan_and_hold_for_ranges(data: st.DataObject
     assert evaluator.bounds_s(wider)[0] <= time_s * (1 + 1e-12)
 
 
-def large_problem(layers: int, batch_size: int, cloud_mbps: float, seed: int) -> Problem:
+def large_problem(layers: int, batch_size: int, cloud_mbps: float, seed: int, burst_bytes: float = 0.0) -> Problem:
     """A convolutional net's proportions: times fall and parameters rise along the chain. Speeds are as 20 : 5 : 2."""
     random = np.random.default_rng(seed)
     position = np.arange(1, layers + 1) / layers
@@ -154,7 +154,7 @@ def large_problem(layers: int, batch_size: int, cloud_mbps: float, seed: int) ->
 
     rates = {("device", "edge"): 30.0, ("edge", "cloud"): cloud_mbps, ("device", "cloud"): cloud_mbps}
     links = [
-        Link(source=source, target=target, bandwidth_mbps=rates.get((source, target), rate), latency_ms=5.0)
+        Link(source=source, target=target, bandwidth_mbps=rate, latency_ms=5.0, burst_bytes=burst_bytes)
         for (a, b), rate in rates.items()
         for source, target in ((a, b), (b, a))
     ]
@@ -172,18 +172,20 @@ def large_problem(layers: int, batch_size: int, cloud_mbps: float, seed: int) ->
 
 
 @pytest.mark.parametrize(("layers", "batch_size"), [(10, 32), (13, 128), (8, 512), (20, 64)])
-@pytest.mark.parametrize("cloud_mbps", [2.0, 20.0])
-def test_large_problems_match_branch_and_bound(layers: int, batch_size: int, cloud_mbps: float) -> None:
-    problem = large_problem(layers, batch_size, cloud_mbps, seed=layers)
+@pytest.mark.parametrize(("cloud_mbps", "burst_bytes"), [(2.0, 0.0), (20.0, 0.0), (5.0, 1200.0), (20.0, 1e6)])
+def test_large_problems_match_branch_and_bound(
+    layers: int, batch_size: int, cloud_mbps: float, burst_bytes: float
+) -> None:
+    problem = large_problem(layers, batch_size, cloud_mbps, layers, burst_bytes)
     check_solution(problem, optimize(problem), branch_and_bound_optimum(problem))
 
 
-@pytest.mark.parametrize("batch_size", [32, 512])
+@pytest.mark.parametrize(("batch_size", "burst_bytes"), [(32, 0.0), (512, 1200.0)])
 @pytest.mark.parametrize("model", ["lenet5", "alexnet", "vgg16", "resnet50"])
-def test_recorded_profiles_match_branch_and_bound(model: str, batch_size: int) -> None:
+def test_recorded_profiles_match_branch_and_bound(model: str, batch_size: int, burst_bytes: float) -> None:
     rates = {("device", "edge"): 20.0, ("edge", "cloud"): 5.0, ("device", "cloud"): 5.0}
     links = [
-        Link(source=source, target=target, bandwidth_mbps=rate, latency_ms=10.0)
+        Link(source=source, target=target, bandwidth_mbps=rate, latency_ms=10.0, burst_bytes=burst_bytes)
         for (a, b), rate in rates.items()
         for source, target in ((a, b), (b, a))
     ]
@@ -247,9 +249,10 @@ def test_equal_stars_are_ranked_by_the_order_of_the_workers() -> None:
     assert solution.plan.root == "edge"
 
 
+@pytest.mark.parametrize("burst_bytes", [0.0, 5000.0])
 @pytest.mark.parametrize("factor", [1e-200, 1e-9, 1e9, 1e180])
-def test_scale_of_time_does_not_matter(factor: float) -> None:
-    problem = large_problem(5, 16, 20.0, seed=2)
+def test_scale_of_time_does_not_matter(factor: float, burst_bytes: float) -> None:
+    problem = large_problem(5, 16, 20.0, 2, burst_bytes)
     workers = {name: problem.profile.worker(name).scaled(factor) for name in NAMES}
     scaled = replace(problem, profile=problem.profile.model_copy(update={"workers": workers}))
     check_solution(scaled, optimize(scaled), branch_and_bound_optimum(scaled))
