@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hiertrain.datasets import batch_indices, load_dataset
-from hiertrain.jobs import Iteration, RivalJob, Training
+from hiertrain.jobs import ClockReading, Iteration, RivalJob, Training
 from hiertrain.models import ChainModel, build_model, summed_loss
 from hiertrain.runtime import build_optimizer, pack_weights
 from hiertrain.transport import Transport
@@ -33,11 +33,10 @@ from hiertrain.transport import Transport
 Step = Callable[[Tensor], float]
 
 
-def run_rival(name: str, job: RivalJob, report: Callable[[Iteration], None]) -> bytes | None:
+def run_rival(name: str, job: RivalJob, report: Callable[[Iteration | ClockReading], None]) -> bytes | None:
     """Train as worker ``name``; the last member of the group returns the packed weights (``pack_weights``).
 
-    ``report`` gets every iteration, without spans. What is not its work, such as the meeting of the workers and the
-    labels, comes before the first or after the last.
+    ``report`` gets every iteration, without spans. The meeting of the workers and the labels come before the first.
     """
     training, plan, members = job.training, job.plan, job.group.members
     rank = members.index(name)
@@ -51,15 +50,34 @@ def run_rival(name: str, job: RivalJob, report: Callable[[Iteration], None]) -> 
             plan.data_holder, dataset.train_labels if dataset and name == plan.data_holder else None
         )
         cuts = [0, *(plan.workers[member].depth for member in members)]
-        step = _build_step(job, model, rank, cuts, labels, samples)
-        for iteration in range(training.iterations):
-            started_s = time.monotonic()
-            loss = step(batch_indices(len(labels), training.batch_size, training.seed, iteration))
-            report(Iteration(loss=loss, started_s=started_s, ended_s=time.monotonic(), spans=(), late_s=0.0))
+        report(transport.read_clock())
+        _train(job, model, rank, cuts, labels, samples, report)
+        report(transport.read_clock())
         if job.rival == "pipelining":
             _gather_weights(model, cuts, rank)
         transport.barrier()  # whoever left earlier would break the connections of those who still receive
     return pack_weights(model) if name == members[-1] else None
+
+
+def _train(
+    job: RivalJob,
+    model: ChainModel,
+    rank: int,
+    cuts: Sequence[int],
+    labels: Tensor,
+    samples: Tensor | None,
+    report: Callable[[Iteration], None],
+) -> None:
+    """A function of its own, so that whatever holds the process group is gone before the group is left.
+
+    DDP and stages hold it. Where they outlive it, its end is theirs: the main thread then waits for Gloo's threads
+    while it has Python's lock, and one of these may be waiting for that lock.
+    """
+    step = _build_step(job, model, rank, cuts, labels, samples)
+    for iteration in range(job.training.iterations):
+        started_s = time.monotonic()
+        loss = step(batch_indices(len(labels), job.training.batch_size, job.training.seed, iteration))
+        report(Iteration(loss=loss, started_s=started_s, ended_s=time.monotonic(), spans=(), late_s=0.0))
 
 
 def _build_step(

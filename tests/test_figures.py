@@ -15,6 +15,7 @@ from hiertrain.figures import (
     plot_fit,
     plot_layer_times,
     plot_layers,
+    plot_ratios,
     plot_timeline,
     plot_times,
     save_figure,
@@ -72,6 +73,13 @@ AGREEMENT = pd.DataFrame(
     ]
 )
 ERRORS = pd.DataFrame({"case": ["a", "a", "b"], "error_percent": [-3.0, 1.0, 12.0]})
+RATIOS = pd.DataFrame(
+    [
+        {"case": case, "rival": rival, "ratio": 1.1, "low": 1.0, "high": 1.3}
+        for case in ("a, 32", "b, 8")
+        for rival in ("plain", "ddp")
+    ]
+)
 DRAWINGS = [
     (plot_layers, LAYERS, "exact sizes"),
     (lambda df: plot_layer_times(df, "emulated"), TIMES, "emulated"),
@@ -79,6 +87,7 @@ DRAWINGS = [
     (plot_timeline, SPANS, "predicted: 13 ms"),
     (plot_times, POLICIES, "predicted"),
     (lambda df: plot_convergence(df, "measured"), CURVES, "measured"),
+    (lambda df: plot_ratios(df, "measured"), RATIOS, "measured"),
     (plot_agreement, AGREEMENT, "measured time per iteration (ms)"),
     (lambda df: plot_errors(df, "case", "emulated", 10), ERRORS, "predicted - emulated (% of the emulated iteration)"),
 ]

@@ -1,0 +1,116 @@
+"""The runtime against what one would otherwise use: the same training, on the workers of one session, in turn.
+
+A block runs the plan and then each rival; blocks are repeated, so that whatever else the machine does meets all of
+them, and a ratio is of two neighbours. Times are the machine's own: *measured*.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from hiertrain.jobs import Rival, Training
+from hiertrain.plan import Assignment, Plan, Problem
+from hiertrain.stages import train, train_as_rival
+from hiertrain.testbeds.base import Testbed
+from hiertrain.training import TrainingRun
+from hiertrain.values import InputError
+
+OURS = "plan"  # by the name of a rival, what it is compared with
+
+
+@dataclass(frozen=True)
+class Race:
+    """One plan, and the rivals that train the same."""
+
+    comparison: str  # for people
+    problem: Problem
+    plan: Plan
+    training: Training
+    rivals: tuple[Rival, ...]
+
+
+def races(problem: Problem, training: Training, cuts: Sequence[int]) -> list[Race]:
+    """One worker, all workers with the same layers, and all workers with layers of their own.
+
+    The workers are the problem's, its data holder the first of them. ``cuts``: the depths at which the layer split
+    hands over, one less than there are workers. Raises InputError when they are not as many.
+    """
+    first, *others = workers = list(problem.workers)
+    depth, batch_size = len(problem.profile.layers), training.batch_size
+    if problem.data_holder != first or len(cuts) != len(others):
+        raise InputError(f"{len(cuts)} cuts for the workers {', '.join(workers)}: must be one less, data on the first")
+    shares = [len(part) for part in np.array_split(np.arange(batch_size), len(workers))]
+    parents = [*others, None]
+    single = {first: (None, depth, batch_size)}
+    equal = {
+        name: (first if name != first else None, depth, share) for name, share in zip(workers, shares, strict=True)
+    }
+    split = {
+        name: (parent, last, batch_size if name == first else 0)
+        for name, parent, last in zip(workers, parents, [*cuts, depth], strict=True)
+    }
+
+    def race(comparison: str, parts: Mapping[str, tuple[str | None, int, int]], rivals: tuple[Rival, ...]) -> Race:
+        assignments = {name: Assignment(parent=p, depth=m, samples=b) for name, (p, m, b) in parts.items()}
+        plan = Plan(batch_size=batch_size, data_holder=first, workers=assignments)
+        return Race(comparison, problem, plan, training, rivals)
+
+    return [
+        race("one worker", single, ("plain",)),
+        race("data-parallel", equal, ("ddp", "ddp-scatter")),
+        race("layer split", split, ("pipelining",)),
+    ]
+
+
+def run_block(testbed: Testbed, race: Race, warm_up: int) -> pd.DataFrame:
+    """Train by the plan, then by each rival: one row per program. Raises InputError, WorkerError.
+
+    ``iteration_ms``: the time that the iterations after the first ``warm_up`` took together, with all that is between
+    them, divided by their number. ``median_ms``: of the times between the ends of two iterations.
+    ``loss_difference``: the largest of a mini-batch's loss to the plan's, over the first ``warm_up``, because training
+    magnifies what rounding makes different.
+    """
+    if not 1 <= warm_up < race.training.iterations:
+        raise InputError(f"{warm_up} iterations to warm up: must be from 1 to below {race.training.iterations}")
+    runs = {OURS: train(testbed, race.problem, race.plan, race.training)}
+    for rival in race.rivals:
+        runs[rival] = train_as_rival(testbed, race.plan, race.training, rival)
+    return pd.DataFrame(
+        {
+            "model": race.training.model.name,
+            "batch_size": race.training.batch_size,
+            "comparison": race.comparison,
+            "program": program,
+            "iteration_ms": float(np.mean(between_ends_ms(run, warm_up))),
+            "median_ms": float(np.median(between_ends_ms(run, warm_up))),
+            "loss_difference": float(np.abs(np.subtract(run.losses[:warm_up], runs[OURS].losses[:warm_up])).max()),
+        }
+        for program, run in runs.items()
+    )
+
+
+def between_ends_ms(run: TrainingRun, warm_up: int) -> np.ndarray:
+    """The time from the end of each iteration to the end of the next, after ``warm_up``; shape (I - warm_up,)."""
+    return np.diff(run.elapsed_s)[warm_up - 1 :] * 1e3
+
+
+def ratio_table(blocks: pd.DataFrame) -> pd.DataFrame:
+    """One row per comparison and rival: how many times as long as the rival the plan takes, over the blocks.
+
+    ``blocks``: rows of ``run_block`` with a column ``block``. Quartiles are of the ratios within a block.
+    """
+    keys = ["model", "batch_size", "comparison", "block"]
+    rivals, ours = (
+        blocks[(blocks["program"] == OURS) == own][[*keys, "program", "iteration_ms"]] for own in (False, True)
+    )
+    pairs = rivals.rename(columns={"program": "rival", "iteration_ms": "rival_ms"}).merge(
+        ours.rename(columns={"iteration_ms": "plan_ms"}).drop(columns="program"), on=keys
+    )
+    pairs["ratio"] = pairs["plan_ms"] / pairs["rival_ms"]
+    groups = pairs.groupby([*keys[:-1], "rival"], sort=False)
+    table = groups[["plan_ms", "rival_ms", "ratio"]].median()
+    table["low"], table["high"] = groups["ratio"].quantile(0.25), groups["ratio"].quantile(0.75)
+    table["blocks"] = groups.size()
+    return table.reset_index()

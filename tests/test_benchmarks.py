@@ -1,0 +1,76 @@
+"""Benchmarks: the plans that race, the times that are compared, and the ratios, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hiertrain.benchmarks import OURS, Race, between_ends_ms, races, ratio_table, run_block
+from hiertrain.datasets import load_dataset
+from hiertrain.jobs import Iteration
+from hiertrain.models import build_model
+from hiertrain.plan import Assignment, Execution
+from hiertrain.program import Program
+from hiertrain.stages import training_settings
+from hiertrain.testbeds import open_testbed
+from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.training import TrainingRun
+from hiertrain.values import InputError
+from tests.test_training import LENET, WORKERS, instant_problem
+
+
+def lenet_races(batch_size: int, cuts: tuple[int, ...], iterations: int = 4) -> list[Race]:
+    dataset = load_dataset("digits")
+    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, batch_size, Execution.paper())
+    return races(problem, training_settings(LENET, dataset, batch_size, iterations=iterations), cuts)
+
+
+def test_the_three_plans() -> None:
+    single, equal, split = lenet_races(11, (3, 6))
+    assert single.plan.participants == ("device",)
+    assert [part.samples for part in equal.plan.workers.values()] == [4, 4, 3]
+    assert equal.plan.root == "device"
+    assert dict(split.plan.workers) == {
+        "device": Assignment(parent="edge", depth=3, samples=11),
+        "edge": Assignment(parent="cloud", depth=6, samples=0),
+        "cloud": Assignment(parent=None, depth=13, samples=0),
+    }
+    with pytest.raises(InputError, match="1 cuts for the workers device, edge, cloud: must be one less"):
+        lenet_races(12, (3,))
+
+
+def test_a_block_trains_the_same_by_every_program() -> None:
+    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+    with open_testbed(free) as testbed:
+        blocks = [run_block(testbed, race, 2) for race in lenet_races(12, (3, 6))]
+        with pytest.raises(InputError, match="4 iterations to warm up: must be from 1 to below 4"):
+            run_block(testbed, lenet_races(12, (3, 6))[0], 4)
+    block = pd.concat(blocks)
+    assert list(block["program"]) == [OURS, "plain", OURS, "ddp", "ddp-scatter", OURS, "pipelining"]
+    assert block["loss_difference"].max() < 1e-6
+    assert (block[["iteration_ms", "median_ms"]] > 0).all(axis=None)
+    assert list(ratio_table(block.assign(block=0))["rival"]) == ["plain", "ddp", "ddp-scatter", "pipelining"]
+
+
+def test_what_is_between_iterations_counts() -> None:
+    (race, *_) = lenet_races(12, (3, 6))
+    ends_s = np.cumsum([10.0, 5.0, 1.0, 2.0, 6.0])
+    done = [Iteration(loss=0, started_s=end - 0.5, ended_s=end, spans=(), late_s=0) for end in ends_s]
+    run = TrainingRun(race.plan, Program({}), {"device": done}, {"device": []}, {})
+    assert list(between_ends_ms(run, 2)) == pytest.approx([1000, 2000, 6000])
+
+
+def test_ratios_are_of_neighbours() -> None:
+    case = {"model": "m", "batch_size": 1, "comparison": "c"}
+    times = {OURS: [10, 20, 90], "ddp": [10, 10, 90], "ddp-scatter": [20, 20, 90]}
+    blocks = pd.DataFrame(
+        {**case, "program": program, "block": block, "iteration_ms": ms}
+        for program, own in times.items()
+        for block, ms in enumerate(own)
+    )
+    expected = pd.DataFrame(
+        [
+            {**case, "rival": "ddp", "plan_ms": 20.0, "rival_ms": 10.0, "ratio": 1.0, "low": 1.0, "high": 1.5},
+            {**case, "rival": "ddp-scatter", "plan_ms": 20.0, "rival_ms": 20.0, "ratio": 1.0, "low": 0.75, "high": 1.0},
+        ]
+    ).assign(blocks=3)
+    pd.testing.assert_frame_equal(ratio_table(blocks), expected)
