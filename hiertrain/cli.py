@@ -98,22 +98,29 @@ def _parser() -> argparse.ArgumentParser:
         "train by a plan on the workers of a testbed, and compare with one process",
         "Stage 3. Whatever of profile, network and plan is not given is measured or optimized first.",
     )
-    _add_model(sub)
+    _add_training(sub)
     _add_testbed(sub)
     _add_search(sub)
-    _add_dataset(sub, "digits", "digits, fashion-mnist, cifar10 or synthetic")
     sub.add_argument("--profile", type=Path, help="profile.json; measured when not given")
     sub.add_argument("--network", type=Path, help="network.json; measured when not given")
     sub.add_argument("--plan", type=Path, help="plan.json or solution.json; optimized when not given")
     sub.add_argument("--batch-size", type=int, default=64, help="samples per mini-batch over all workers")
     sub.add_argument("--execution", choices=commands.EXECUTIONS, default="paper", help="how it is executed")
-    sub.add_argument("--iterations", type=int, help="mini-batches to train; one epoch when not given")
-    sub.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="the optimizer at the root")
-    sub.add_argument("--learning-rate", type=float, default=0.02, help="its learning rate")
-    sub.add_argument("--momentum", type=float, default=0.9, help="of SGD; Adam ignores it")
-    sub.add_argument("--weight-decay", type=float, default=0.0, help="L2 penalty")
     sub.add_argument("--no-reference", action="store_true", help="do not train on a single process for comparison")
     sub.add_argument("--output", type=Path, default=RESULTS / "train", help="the folder that gets the record")
+
+    sub = command(
+        "jobs",
+        commands.run_jobs,
+        "write the file by which workers are started by hand, with torchrun on each machine",
+        "Stage 3 without SSH. Writes jobs.json, the same for every machine, and prints what to start on each.",
+    )
+    _add_training(sub)
+    _add_problem(sub, batch_size=False)
+    sub.add_argument("--plan", type=Path, required=True, help="plan.json, or a solution.json")
+    sub.add_argument("--seed", type=int, default=0, help="of the initial weights and the sample order")
+    sub.add_argument("--timeout", type=float, default=8.0, metavar="S", help="a link silent for so long counts as lost")
+    sub.add_argument("--output", type=Path, default=Path("jobs.json"), help="the jobs file to write")
 
     sub = command(
         "reproduce",
@@ -135,6 +142,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_dataset(parser: argparse.ArgumentParser, default: str | None, summary: str) -> None:
     parser.add_argument("--dataset", default=default, help=summary)
     parser.add_argument("--data", type=Path, help="the folder of downloaded data sets; by default data/")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    _add_dataset(parser, "digits", "digits, fashion-mnist, cifar10 or synthetic")
+    parser.add_argument("--iterations", type=int, help="mini-batches to train; one epoch when not given")
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="the optimizer at the root")
+    parser.add_argument("--learning-rate", type=float, default=0.02, help="its learning rate")
+    parser.add_argument("--momentum", type=float, default=0.9, help="of SGD; Adam ignores it")
+    parser.add_argument("--weight-decay", type=float, default=0.0, help="L2 penalty")
 
 
 def _add_testbed(parser: argparse.ArgumentParser) -> None:

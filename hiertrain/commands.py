@@ -6,18 +6,22 @@ itself, so that plans do not wait for PyTorch.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hiertrain import files
 from hiertrain.cost import iteration_s
-from hiertrain.jobs import ModelSettings, OptimizerSettings
+from hiertrain.jobs import Jobs, Machine, ModelSettings, OptimizerSettings, Training
 from hiertrain.network import Network
 from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.profile import Profile
-from hiertrain.program import compile_plan, simulate
+from hiertrain.program import compile_plan, dry_run, simulate
 from hiertrain.solution import Solution
 from hiertrain.testbeds import open_testbed
-from hiertrain.testbeds.settings import kind_of_times, load_testbed
+from hiertrain.testbeds.settings import LocalSettings, WorkerSettings, kind_of_times, load_testbed
 from hiertrain.values import InputError
+
+if TYPE_CHECKING:
+    from hiertrain.datasets import Dataset
 
 # Mini-batches whose losses are compared with those of one process, before training amplifies rounding.
 COMPARED = 10
@@ -107,7 +111,6 @@ def run_train(options: argparse.Namespace) -> None:
         measure_links,
         train,
         trained_model,
-        training_settings,
     )
 
     # All that is given is checked before anything is measured.
@@ -116,15 +119,7 @@ def run_train(options: argparse.Namespace) -> None:
     settings = load_testbed(options.testbed)
     plan, execution = _given_plan(options, settings.data_holder)
     dataset = load_dataset(options.dataset, options.data)
-    training = training_settings(
-        files.parse(ModelSettings, {"name": options.model, "seed": options.seed}, "model"),
-        dataset,
-        plan.batch_size if plan else options.batch_size,
-        iterations=options.iterations,
-        optimizer=_optimizer(options),
-        seed=options.seed,
-        data_folder=options.data,
-    )
+    training = _training(options, dataset, plan.batch_size if plan else options.batch_size)
     chain = build_model(**dict(training.model)).chain
     profile = files.load(Profile, options.profile) if options.profile else None
     network = files.load(Network, options.network) if options.network else None
@@ -169,6 +164,52 @@ def run_train(options: argparse.Namespace) -> None:
         print(f"not exact by nature, because of {'; '.join(chain.inexact_layers)}")
     parameters |= {"plan": plan, "network": network, "inexact_layers": chain.inexact_layers}
     print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
+
+
+def run_jobs(options: argparse.Namespace) -> None:
+    """Write jobs.json, by which every worker can be started by hand, and print how."""
+    from hiertrain.datasets import load_dataset
+    from hiertrain.models import build_model
+    from hiertrain.stages import check_profile, check_training
+
+    files.check_output(options.output)
+    profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
+    execution = EXECUTIONS[options.execution]
+    plan = _load_plan(options.plan, execution)
+    problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
+    training = _training(options, load_dataset(options.dataset, options.data), plan.batch_size)
+    chain = build_model(**dict(training.model)).chain
+    machines = {name: _machine(profile, name) for name in plan.participants}
+    unpaced = LocalSettings(data_holder=plan.data_holder, workers=dict.fromkeys(profile.workers, WorkerSettings()))
+    check_profile(profile, chain, unpaced)
+    check_training(plan, training, chain, unpaced)
+    dry_run(compile_plan(plan, chain, execution))
+    predicted_s = iteration_s(problem, plan)
+    content = {"training": training, "plan": plan, "execution": execution, "workers": machines}
+    limits = {"timeout_s": 3 * predicted_s + options.timeout, "silence_s": options.timeout}
+    files.save(files.parse(Jobs, content | limits, "jobs"), options.output)
+    _print_plan(plan)
+    print(f"predicted: {predicted_s * 1e3:.3f} ms per iteration")
+    print(f"written: {options.output}; copy it to every machine, and start there:")
+    for rank, name in enumerate(plan.participants):
+        print(
+            f"  {name}: GLOO_SOCKET_IFNAME=INTERFACE torchrun --nnodes={len(machines)} --nproc-per-node=1 "
+            f"--node-rank={rank} --master-addr=ADDRESS --master-port=29500 "
+            f"-m hiertrain.byhand {options.output.name} --output FOLDER"
+        )
+    print(f"INTERFACE: the machine's own that the others reach; ADDRESS: the one that {plan.participants[0]} has there")
+
+
+def _machine(profile: Profile, name: str) -> Machine:
+    """What the worker was profiled with. Raises InputError unless that says how it will compute."""
+    worker = profile.worker(name)
+    if worker.slowdown != 1:
+        raise InputError(
+            f"profile: worker {name!r} has the slowdown {worker.slowdown:g}; must be 1, since nothing is paced by hand"
+        )
+    if worker.measurement is None:
+        raise InputError(f"profile: worker {name!r} has no measurement, which says how many threads it computes with")
+    return Machine(threads=worker.measurement.threads, accelerator=worker.measurement.accelerator)
 
 
 def _given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | None, Execution]:
@@ -248,6 +289,21 @@ def _print_plan(plan: Plan) -> None:
         role = "root" if part.parent is None else f"sends to {part.parent}"
         work = f"layers 1..{part.depth}, {part.samples} samples, {role}" if plan.active(name) else "does not compute"
         print(f"  {name:10} {work}")
+
+
+def _training(options: argparse.Namespace, dataset: "Dataset", batch_size: int) -> Training:
+    """What to train, by the options. Raises InputError when they do not fit."""
+    from hiertrain.stages import training_settings
+
+    return training_settings(
+        files.parse(ModelSettings, {"name": options.model, "seed": options.seed}, "model"),
+        dataset,
+        batch_size,
+        iterations=options.iterations,
+        optimizer=_optimizer(options),
+        seed=options.seed,
+        data_folder=options.data,
+    )
 
 
 def _optimizer(options: argparse.Namespace) -> OptimizerSettings:

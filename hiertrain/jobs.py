@@ -8,14 +8,13 @@ network namespace and an SSH session, and a worker notices at once when whoever 
 import json
 from typing import IO, Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from hiertrain.network import Link
 from hiertrain.plan import Execution, Plan
-from hiertrain.profile import WorkerProfile
+from hiertrain.profile import Accelerator, WorkerProfile
 from hiertrain.values import Value
 
-Accelerator = Literal["cpu", "cuda"]
 Rival = Literal["plain", "ddp", "ddp-scatter", "pipelining"]  # see the module ``rivals``
 BEAT_S = 0.5  # between two signs of life of a worker that has a job
 
@@ -119,6 +118,51 @@ class RivalJob(Value):
     plan: Plan
 
 
+class Machine(Value):
+    """What a worker that is started by hand computes with."""
+
+    threads: PositiveInt
+    accelerator: Accelerator = "cpu"
+
+
+class Jobs(Value):
+    """A training whose workers are started by hand, nothing emulated: the content of ``jobs.json``, one for all."""
+
+    training: Training
+    plan: Plan
+    execution: Execution
+    workers: dict[str, Machine]  # the plan's participants; a worker's rank is its place here
+    timeout_s: PositiveFloat  # see Group
+    silence_s: PositiveFloat
+
+    @model_validator(mode="after")
+    def _workers_are_the_participants(self) -> "Jobs":
+        if tuple(self.workers) != self.plan.participants:
+            raise ValueError(
+                f"workers {', '.join(self.workers)}: must be {', '.join(self.plan.participants)}, as in the plan"
+            )
+        return self
+
+    def job(self, name: str, store_address: str, store_port: int) -> TrainJob:
+        """The part of worker ``name``, in the group that meets at this store."""
+        group = Group(
+            members=tuple(self.workers),
+            tag="by-hand",
+            store_address=store_address,
+            store_port=store_port,
+            timeout_s=self.timeout_s,
+            silence_s=self.silence_s,
+        )
+        return TrainJob(
+            group=group,
+            threads=self.workers[name].threads,
+            accelerator=self.workers[name].accelerator,
+            training=self.training,
+            plan=self.plan,
+            execution=self.execution,
+        )
+
+
 Job = Annotated[ProfileJob | ProbeJob | TrainJob | RivalJob, Field(discriminator="kind")]
 
 
@@ -210,6 +254,15 @@ class Beat(Value):
     where: str = ""  # iteration, position in the program and action, for people
     iterations: tuple[Iteration, ...] = ()
     clock: tuple[ClockReading, ...] = ()
+
+
+class Report(Value):
+    """What a worker that was started by hand leaves behind: the content of ``<worker>.json``."""
+
+    worker: str
+    error: str | None  # None: all iterations are done
+    iterations: tuple[Iteration, ...]
+    clock: tuple[ClockReading, ...]
 
 
 class Trained(Value):

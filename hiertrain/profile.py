@@ -42,6 +42,7 @@ class LayerTimes(Value):
 
 
 Step = Literal["forward", "backward", "update"]
+Accelerator = Literal["cpu", "cuda"]
 
 
 class TimingPoint(Value):
@@ -59,6 +60,7 @@ class Measurement(Value):
 
     host: str
     threads: PositiveInt
+    accelerator: Accelerator = "cpu"
     warm_up: NonNegativeInt
     repetitions: PositiveInt
     points: tuple[TimingPoint, ...]

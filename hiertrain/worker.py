@@ -64,7 +64,7 @@ class _Outbox:
         self.put(Progress(done=done, total=total, note=note))
 
 
-class _Pulse:
+class Pulse:
     """Beats while a job runs: a context manager. What is added travels with the next beat."""
 
     def __init__(self, put: Callable[[Beat], None]) -> None:
@@ -74,7 +74,7 @@ class _Pulse:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> "_Pulse":
+    def __enter__(self) -> "Pulse":
         self._thread.start()
         return self
 
@@ -116,12 +116,16 @@ def main() -> None:
     while True:
         job = requests.get().job
         try:
-            with _Pulse(outbox.put) as pulse:
+            with Pulse(outbox.put) as pulse:
                 answer = _serve(arguments.name, job, outbox, pulse)
         except Exception as error:  # reported whole to whoever asked, who decides
-            message = f"{type(error).__name__}: {error}".splitlines()[0]
-            answer = Failure(error=message, traceback=traceback.format_exc())
+            answer = Failure(error=in_one_line(error), traceback=traceback.format_exc())
         outbox.put(answer)
+
+
+def in_one_line(error: Exception) -> str:
+    """The error as the line that people get."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _read(stream: IO[bytes], requests: "queue.SimpleQueue[Request]") -> None:
@@ -149,7 +153,7 @@ def _serve_store(address: str) -> dist.TCPStore:
     )
 
 
-def _serve(name: str, job: Job, outbox: _Outbox, pulse: _Pulse) -> Profiled | Probed | Trained:
+def _serve(name: str, job: Job, outbox: _Outbox, pulse: Pulse) -> Profiled | Probed | Trained:
     match job:
         case ProfileJob():
             torch.set_num_threads(job.threads)
@@ -157,8 +161,7 @@ def _serve(name: str, job: Job, outbox: _Outbox, pulse: _Pulse) -> Profiled | Pr
         case ProbeJob():
             return probe_link(name, job, outbox.progress)
         case TrainJob():
-            torch.set_num_threads(job.threads)
-            _train(name, job, outbox, pulse)
+            train(name, job, outbox.put, pulse)
             return Trained()
         case RivalJob():
             from hiertrain.rivals import run_rival  # noqa: PLC0415 - PyTorch's pipelining takes a second to import
@@ -170,8 +173,9 @@ def _serve(name: str, job: Job, outbox: _Outbox, pulse: _Pulse) -> Profiled | Pr
             return Trained()
 
 
-def _train(name: str, job: TrainJob, outbox: _Outbox, pulse: _Pulse) -> None:
+def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], pulse: Pulse) -> None:
     """Train by the job's plan. Each worker reports its iterations, the root its weights."""
+    torch.set_num_threads(job.threads)
     training, plan = job.training, job.plan
     model = build_model(**dict(training.model))
     dataset = load_dataset(training.dataset, training.data_folder) if name == plan.data_holder else None
@@ -187,7 +191,7 @@ def _train(name: str, job: TrainJob, outbox: _Outbox, pulse: _Pulse) -> None:
             rows = batch_indices(len(labels), plan.batch_size, training.seed, iteration)
             pulse.add(runner.iterate(labels[rows], dataset.train_samples[rows] if dataset else None))
             if name == plan.root and training.snapshot_due(iteration + 1):
-                outbox.put(Snapshot(iteration=iteration + 1), pack_weights(model))
+                put(Snapshot(iteration=iteration + 1), pack_weights(model))
         pulse.add(transport.read_clock())
 
 

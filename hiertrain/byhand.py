@@ -1,0 +1,120 @@
+"""``torchrun ... -m hiertrain.byhand jobs.json``: one worker of a training, started by hand on its own machine.
+
+For machines without SSH between them. It is the same worker but for where answers go: nobody speaks to it. Its rank and
+the address where the group meets come from torchrun's environment, all else from the file of ``hiertrain jobs``.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from statistics import median
+
+import torch
+from tqdm.auto import tqdm
+
+from hiertrain import files
+from hiertrain.jobs import Answer, Beat, ClockReading, Iteration, Jobs, Report, Snapshot, TrainJob
+from hiertrain.values import InputError
+from hiertrain.worker import Pulse, in_one_line, train
+
+BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the environment
+
+
+class _Folder:
+    """Where the answers of a worker that was started by hand go: a progress bar, and files."""
+
+    def __init__(self, name: str, iterations: int, folder: Path) -> None:
+        """Raises InputError when nothing can be written to ``folder``."""
+        self._name, self._folder = name, folder
+        self._report = folder / f"{name}.json"
+        files.check_output(self._report)
+        self._done: list[Iteration] = []
+        self._clock: list[ClockReading] = []
+        self._starter = os.getppid()
+        self._bar = tqdm(desc=f"worker {name}", total=iterations, unit="iteration")
+
+    def put(self, answer: Answer, payload: bytes = b"") -> None:
+        match answer:
+            case Beat():
+                self._done += answer.iterations
+                self._clock += answer.clock
+                self._bar.update(len(answer.iterations))
+                if os.getppid() != self._starter:  # killed; whatever it died of, nobody else would end this worker
+                    self.fail("torchrun is gone")
+                    os._exit(1)
+            case Snapshot():
+                (self._folder / f"weights-{answer.iteration}.bin").write_bytes(payload)
+
+    def close(self, error: str | None) -> str:
+        """Write the report; return what there is to say about it."""
+        self._bar.close()
+        report = Report(worker=self._name, error=error, iterations=tuple(self._done), clock=tuple(self._clock))
+        files.save(report, self._report)
+        times_s = [iteration.ended_s - iteration.started_s for iteration in self._done]
+        typical = f", {median(times_s) * 1e3:.2f} ms each (measured, median)" if times_s else ""
+        return f"worker {self._name}: {len(times_s)} iterations{typical}; written: {self._report}"
+
+    def fail(self, what: str) -> None:
+        sys.stderr.write(f"{self.close(what)}\nhiertrain: worker {self._name} failed: {what}\n")
+
+
+def main() -> None:
+    """Do this worker's part of one training."""
+    parser = argparse.ArgumentParser(prog="torchrun ... -m hiertrain.byhand", description=__doc__)
+    parser.add_argument("jobs", type=Path, help="the file that `hiertrain jobs` wrote")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), metavar="FOLDER", help="gets the worker's report and the root's weights"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_interop_threads(1)
+    status = train_by_hand(arguments.jobs, arguments.output)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # at once: a thread may still be sending to a worker that is gone
+
+
+def train_by_hand(path: Path, folder: Path) -> int:
+    """This worker's part of the training in a jobs file. The result is the exit status: 1 failed, 2 bad input."""
+    try:
+        name, job = _own_job(path)
+        answers = _Folder(name, job.training.iterations, folder)
+    except InputError as error:
+        sys.stderr.write(f"hiertrain: error: {error}\n")
+        return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun passes on what ends it
+    pulse = Pulse(answers.put)
+    try:
+        with pulse:
+            train(name, job, answers.put, pulse)
+    except (Exception, KeyboardInterrupt) as error:
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else in_one_line(error)
+        where = pulse.where() or "before iteration 1"
+        answers.fail(what if where in what else f"{where}: {what}")
+        return 1
+    sys.stdout.write(f"{answers.close(None)}\n")
+    return 0
+
+
+def _own_job(path: Path) -> tuple[str, TrainJob]:
+    """This worker's name and its part. Raises InputError where the file and torchrun's environment do not fit."""
+    for variables, rule in (
+        (BY_TORCHRUN, "start the worker by torchrun, which sets it"),
+        (("GLOO_SOCKET_IFNAME",), "must name the network interface that the other workers reach"),
+    ):
+        if lacking := [variable for variable in variables if not os.environ.get(variable)]:
+            raise InputError(f"environment: {lacking[0]} is not set; {rule}")
+    rank, size, address, port = (os.environ[variable] for variable in BY_TORCHRUN)
+    jobs = files.load(Jobs, path)
+    if int(size) != len(jobs.workers):
+        raise InputError(
+            f"{path}: has {len(jobs.workers)} workers ({', '.join(jobs.workers)}), torchrun starts {size}; "
+            f"they must be as many: --nnodes={len(jobs.workers)} --nproc-per-node=1"
+        )
+    name = list(jobs.workers)[int(rank)]
+    return name, jobs.job(name, address, int(port))
+
+
+if __name__ == "__main__":
+    main()

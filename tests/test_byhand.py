@@ -1,0 +1,173 @@
+"""Workers that people start by hand, with torchrun on each machine: here three on this one, and no testbed."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, closing
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from hiertrain import files
+from hiertrain.byhand import train_by_hand
+from hiertrain.cli import main
+from hiertrain.datasets import load_dataset
+from hiertrain.jobs import Jobs, Report
+from hiertrain.models import build_model
+from hiertrain.network import Link, Network
+from hiertrain.plan import Assignment, Plan
+from hiertrain.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile
+from hiertrain.program import compile_plan
+from hiertrain.reference import train_on_one_process
+from hiertrain.testbeds.local import LOOPBACK
+from hiertrain.training import TrainingRun
+
+WORKERS = ("device", "edge", "cloud")
+STAR = {"device": ("edge", 3, 4), "edge": (None, 13, 5), "cloud": ("edge", 7, 3)}
+ALONE = {"device": (None, 13, 12)}
+TORCHRUN = Path(sys.executable).with_name("torchrun")
+LIMIT_S = 120.0
+# What torchrun sets, and what the user does.
+ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+ENVIRONMENT |= {"GLOO_SOCKET_IFNAME": LOOPBACK}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Profile, network and plans as files: only their sizes and threads matter here."""
+    chain = build_model("lenet5", load_dataset("digits").sample_shape).chain
+    cost = LayerCost(fixed_s=1e-4, per_sample_s=1e-5)
+    times = WorkerProfile(
+        layers=(LayerTimes(forward=cost, backward=cost, update_s=1e-5),) * chain.depth,
+        measurement=Measurement(host="here", threads=1, warm_up=0, repetitions=1, points=()),
+    )
+    profile = Profile(
+        model=chain.model, sample_bytes=chain.sample_bytes, layers=chain.layers, workers=dict.fromkeys(WORKERS, times)
+    )
+    files.save(profile, tmp_path / "profile.json")
+    links = [Link(source=a, target=b, bandwidth_mbps=1e3, latency_ms=0) for a in WORKERS for b in WORKERS if a != b]
+    files.save(Network(links=tuple(links)), tmp_path / "network.json")
+    for name, parts in (("star", STAR), ("alone", ALONE)):
+        workers = {worker: Assignment(parent=p, depth=m, samples=b) for worker, (p, m, b) in parts.items()}
+        files.save(Plan(batch_size=12, data_holder="device", workers=workers), tmp_path / f"{name}.json")
+    return tmp_path
+
+
+def write_jobs(folder: Path, plan: str, *options: str) -> int:
+    given = [f"--{name}={folder / name}.json" for name in ("profile", "network")]
+    given += [f"--plan={folder / plan}.json", f"--output={folder / 'jobs.json'}"]
+    return main(["jobs", "--iterations=3", *given, *options])
+
+
+def worker(folder: Path, name: str) -> list[str]:
+    return ["-m", "hiertrain.byhand", str(folder / "jobs.json"), "--output", str(folder / name)]
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        return server.getsockname()[1]
+
+
+def test_three_workers_under_torchrun_equal_single_process_sgd(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert write_jobs(folder, "star") == 0
+    printed = capsys.readouterr().out
+    port = free_port()
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": LOOPBACK}
+    started = []
+    with ExitStack() as stack:
+        for rank, name in enumerate(WORKERS):
+            options = ["--nnodes=3", "--nproc-per-node=1", f"--node-rank={rank}", "--master-addr=127.0.0.1"]
+            assert f"torchrun {' '.join(options[:3])} --master-addr=ADDRESS" in printed
+            command = [str(TORCHRUN), *options, f"--master-port={port}", *worker(folder, name)]
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            )
+            started.append(stack.enter_context(process))
+            stack.callback(process.terminate)  # torchrun ends its worker then
+        outputs = [process.communicate(timeout=LIMIT_S)[0] for process in started]
+    for name, process, output in zip(WORKERS, started, outputs, strict=True):
+        assert process.returncode == 0, output
+        assert re.search(rf"worker {name}: 3 iterations, [\d.]+ ms each \(measured, median\)", output)
+
+    jobs = files.load(Jobs, folder / "jobs.json")
+    reports = {name: files.load(Report, folder / name / f"{name}.json") for name in WORKERS}
+    assert {report.error for report in reports.values()} == {None}
+    reference = train_on_one_process(jobs.training, load_dataset("digits"))
+    (weights,) = folder.glob("*/weights-3.bin")
+    assert weights.parent.name == "edge"
+    difference = np.frombuffer(weights.read_bytes(), np.float32) - np.frombuffer(reference.snapshots[3], np.float32)
+    assert np.abs(difference).max() < 1e-6  # rounding; see test_training
+    program = compile_plan(jobs.plan, build_model(**dict(jobs.training.model)).chain, jobs.execution)
+    done = {name: report.iterations for name, report in reports.items()}
+    clocks = {name: report.clock for name, report in reports.items()}
+    run = TrainingRun(jobs.plan, program, done, clocks, {3: weights.read_bytes()})
+    assert run.losses == pytest.approx(reference.losses, abs=1e-6)
+    assert {span.worker for span in run.timeline(2).spans} == set(WORKERS)
+
+
+def test_a_failure_says_who_and_where_and_keeps_what_was_done(folder: Path) -> None:
+    assert write_jobs(folder, "alone", "--learning-rate=1e30") == 0
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=LIMIT_S))
+    environment = {**ENVIRONMENT, "MASTER_PORT": str(store.port)}
+    done = subprocess.run(
+        [sys.executable, *worker(folder, "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 1
+    what = r"ActionError: iteration \d, action 1 of \d \(forward layers 1..13 of 12 samples\): the loss is (nan|inf).*"
+    assert re.search(rf"\nhiertrain: worker device failed: {what}\n$", done.stderr)
+    report = files.load(Report, folder / "out" / "device.json")
+    assert report.error
+    assert len(report.iterations) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"jobs.json: has 3 workers \(device, edge, cloud\), torchrun starts 1; they .* --nnodes=3"),
+        ({"RANK": ""}, "environment: RANK is not set; start the worker by torchrun"),
+        ({"GLOO_SOCKET_IFNAME": ""}, "environment: GLOO_SOCKET_IFNAME is not set; must name the network interface"),
+    ],
+    ids=["wrong count", "no torchrun", "no interface"],
+)
+def test_a_start_that_does_not_fit_is_refused_in_one_line(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str],
+    message: str,
+) -> None:
+    assert write_jobs(folder, "star") == 0
+    capsys.readouterr()
+    for variable, value in (ENVIRONMENT | changes).items():
+        monkeypatch.setenv(variable, value)
+    assert train_by_hand(folder / "jobs.json", folder) == 2
+    assert re.fullmatch(f"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_jobs_refuses_what_cannot_be_done_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = files.load(Profile, folder / "profile.json")
+    device = profile.workers["device"]
+    for change, message in (
+        ({"slowdown": 4.0}, "'device' has the slowdown 4; must be 1"),
+        ({"measurement": None}, "'device' has no measurement, which says how many threads"),
+    ):
+        workers = {**profile.workers, "device": device.model_copy(update=change)}
+        files.save(profile.model_copy(update={"workers": workers}), folder / "profile.json")
+        assert write_jobs(folder, "star") == 2
+        assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
+    files.save(profile, folder / "profile.json")
+    for option, message in (("--timeout=0", "jobs: silence_s: .*got 0"), ("--model=alexnet-cifar", "are not the")):
+        assert write_jobs(folder, "star", option) == 2
+        assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
