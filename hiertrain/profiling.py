@@ -190,7 +190,7 @@ def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
 
         def exchange(size_bytes: int) -> float:
             """Seconds from sending ``size_bytes`` to the receiver's answer; the size is announced before."""
-            transport.send(receiver, torch.tensor([size_bytes])).result()
+            transport.send(receiver, torch.tensor([size_bytes])).wait()
             back = torch.empty(1, dtype=torch.uint8)
             work = transport.receive(receiver, back)
             work.wait()  # the receiver is ready
@@ -198,9 +198,11 @@ def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
             work = transport.receive(receiver, back)
             time.sleep(PAUSE_S)
             begun_s = time.perf_counter()
-            transport.send(receiver, message)
+            departure = transport.send(receiver, message)
             work.wait()
-            return time.perf_counter() - begun_s
+            exchange_s = time.perf_counter() - begun_s
+            departure.wait()
+            return exchange_s
 
         exchange(1)
         size_bytes = 4096
@@ -210,7 +212,7 @@ def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
         for repetition in range(job.repetitions):
             report(repetition, job.repetitions, f"{sender} to {receiver}")
             rounds.append((exchange(size_bytes), exchange(size_bytes // 2), exchange(1)))
-        transport.send(receiver, torch.tensor([0])).result()
+        transport.send(receiver, torch.tensor([0])).wait()
     long_s, half_s, short_s = zip(*rounds, strict=True)
     return Probed(message_bytes=size_bytes, long_s=long_s, half_s=half_s, short_s=short_s)
 
@@ -225,6 +227,7 @@ def _answer(transport: Transport, sender: str) -> None:
             return
         message = torch.empty(int(size.item()), dtype=torch.uint8)
         work = transport.receive(sender, message)
-        transport.send(sender, token)
+        ready = transport.send(sender, token)
         work.wait()
-        transport.send(sender, token).result()
+        ready.wait()
+        transport.send(sender, token).wait()

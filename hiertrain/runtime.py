@@ -8,7 +8,6 @@ computes lie in one flat tensor, so that a message is a slice and needs no copy.
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +18,7 @@ from hiertrain.models import ChainModel, summed_loss
 from hiertrain.plan import Execution, Plan
 from hiertrain.profile import WorkerProfile
 from hiertrain.program import RECEIVES, SEND_OF, SENDS, Action, Kind, compile_plan, compute_s
-from hiertrain.transport import Transport, sleep_until
+from hiertrain.transport import Departure, Transport, sleep_until
 
 CPU = torch.device("cpu")
 SAMPLE_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -163,7 +162,7 @@ class Runner:
             assert action.peer is not None
             arrivals[position] = self._transport.receive(action.peer, buffer, TAGS[action.kind])
         self._transport.barrier()  # now every receive is posted: no message waits for its receiver
-        departures: dict[int, Future[tuple[float, float]]] = {}
+        departures: dict[int, Departure] = {}
         spans: list[tuple[float, float]] = []
         late_s = 0.0
         started_s = time.monotonic()
@@ -181,7 +180,7 @@ class Runner:
                     late_s += sleep_until(start_s + self._durations_s[position])
             spans.append((start_s, time.monotonic()))
         for self._position, departure in departures.items():
-            spans[self._position] = departure.result()
+            spans[self._position] = departure.wait()
         return Iteration(
             loss=state.loss, started_s=started_s, ended_s=time.monotonic(), spans=tuple(spans), late_s=late_s
         )
@@ -228,7 +227,7 @@ class Runner:
                 if self._device != CPU:
                     self._prefix(self._weights, action).copy_(received)
 
-    def _send(self, state: _State, action: Action) -> Future[tuple[float, float]]:
+    def _send(self, state: _State, action: Action) -> Departure:
         assert action.peer is not None
         match action.kind:
             case Kind.SEND_SAMPLES:

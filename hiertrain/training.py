@@ -71,8 +71,8 @@ class TrainingRun:
     def timeline(self, iteration: int) -> Timeline:
         """The spans of one iteration, on one clock; it starts with its first worker.
 
-        A send ends when its receiver, waiting for it, had it. Of a message that came before its receiver asked for
-        it, only the sender's own end is known: on a real link, that all of it had left the process.
+        A send ends when its receiver, waiting for it, had it. The arrival of a message that came before its receiver
+        asked for it is known of an emulated link only; on a real one, such a send has no length.
         """
         start_s = self._started_s[:, iteration].min()
         spans = {}

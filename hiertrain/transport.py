@@ -1,7 +1,6 @@
 """Messages between workers over torch.distributed (Gloo), with links emulated where the testbed asks for it.
 
-Gloo is a rendezvous transport: no byte moves before the peer has posted its receive. So receives are posted up front,
-and each peer has a sender thread that keeps messages in order and knows when each one has arrived.
+Gloo is a rendezvous transport: no byte moves before the peer has posted its receive. So receives are posted up front.
 """
 
 import math
@@ -53,23 +52,23 @@ class Transport:
         _notice_cut_connections(group.silence_s)
         self._name, self._members = name, group.members
         self._ranks = {member: rank for rank, member in enumerate(group.members)}
-        self._senders = {
-            peer: _Sender(rank, ThreadPoolExecutor(1, f"to-{peer}"), links.get(peer))
-            for peer, rank in self._ranks.items()
-            if peer != name
+        self._emulated = {
+            peer: _EmulatedLink(self._ranks[peer], link, ThreadPoolExecutor(1, f"to-{peer}"))
+            for peer, link in links.items()
+            if peer in self._ranks
         }
 
     def __enter__(self) -> "Transport":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sender in self._senders.values():
-            sender.thread.shutdown(wait=False, cancel_futures=True)
+        for link in self._emulated.values():
+            link.thread.shutdown(wait=False, cancel_futures=True)
         dist.destroy_process_group()
 
     def barrier(self) -> None:
         """Wait until every member is here."""
-        if self._senders:
+        if len(self._members) > 1:
             dist.barrier()
 
     def broadcast(self, source: str, values: torch.Tensor | None) -> torch.Tensor:
@@ -103,44 +102,54 @@ class Transport:
         assert work is not None  # only for ranks outside the group
         return work
 
-    def send(self, peer: str, tensor: torch.Tensor, tag: int = 0) -> "Future[tuple[float, float]]":
-        """Send ``tensor`` (contiguous; leave it alone until the result is there).
-
-        The result is when the message left and when it had arrived, on the monotonic clock.
-        """
-        sender, ready_s = self._senders[peer], time.monotonic()
-        if sender.link is not None:
-            return sender.thread.submit(sender.deliver, sender.link, tensor, tag, ready_s)
-        # It leaves at once, also when the thread that waits for its arrival is late.
-        work = dist.isend(tensor, sender.rank, tag=tag)
+    def send(self, peer: str, tensor: torch.Tensor, tag: int = 0) -> "Departure":
+        """Send ``tensor`` (contiguous); keep the result, leave the tensor alone until its ``wait()`` is over."""
+        ready_s = time.monotonic()
+        if peer in self._emulated:
+            link = self._emulated[peer]
+            return Departure(tensor, ready_s, link.thread.submit(link.deliver, tensor, tag, ready_s))
+        work = dist.isend(tensor, self._ranks[peer], tag=tag)
         assert work is not None
-        return sender.thread.submit(sender.confirm, work, tensor, ready_s)
+        return Departure(tensor, ready_s, work)
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A message on its way. Gloo cancels a transfer whose work is dropped, and reads the tensor until its end."""
+
+    tensor: torch.Tensor
+    ready_s: float
+    transfer: "dist.Work | Future[tuple[float, float]]"
+
+    def wait(self) -> tuple[float, float]:
+        """When it began to leave and when it had arrived, on the monotonic clock, after that.
+
+        On a real link only the receiver knows the arrival: both are then when it was ready.
+        """
+        if isinstance(self.transfer, Future):
+            return self.transfer.result()
+        self.transfer.wait()
+        return self.ready_s, self.ready_s
 
 
 @dataclass
-class _Sender:
-    """The sender thread of one peer; ``free_s`` is when the link has transmitted all so far."""
+class _EmulatedLink:
+    """Delays the messages to one peer in a thread; ``free_s`` is when the link has transmitted all so far."""
 
     rank: int
+    link: Link
     thread: ThreadPoolExecutor
-    link: Link | None
     free_s: float = -math.inf
 
-    def deliver(self, link: Link, tensor: torch.Tensor, tag: int, ready_s: float) -> tuple[float, float]:
-        """Send when the emulated link has transmitted the message."""
+    def deliver(self, tensor: torch.Tensor, tag: int, ready_s: float) -> tuple[float, float]:
+        """Send when the link would have transmitted the message; when it began to leave and had arrived."""
         start_s = max(ready_s, self.free_s)
         if tensor.numel():
-            transmission_s = link.transmission_s(tensor.numel() * tensor.element_size())
-            self.free_s = max(ready_s - link.credit_s, self.free_s) + transmission_s
-            sleep_until(max(ready_s, self.free_s) + link.latency_s)
+            transmission_s = self.link.transmission_s(tensor.numel() * tensor.element_size())
+            self.free_s = max(ready_s - self.link.credit_s, self.free_s) + transmission_s
+            sleep_until(max(ready_s, self.free_s) + self.link.latency_s)
         dist.send(tensor, self.rank, tag=tag)
         return start_s, time.monotonic()
-
-    def confirm(self, work: dist.Work, _tensor: torch.Tensor, ready_s: float) -> tuple[float, float]:
-        """Wait for the arrival of a message that is on its way; its tensor stays alive until then."""
-        work.wait()
-        start_s, self.free_s = max(ready_s, self.free_s), time.monotonic()
-        return start_s, self.free_s
 
 
 def _notice_cut_connections(silence_s: float) -> None:
