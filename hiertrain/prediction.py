@@ -14,7 +14,7 @@ from hiertrain.tables import action_table, prediction_table, timeline_table
 from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.settings import AnySettings, kind_of_times
 
-FEWEST, MOST = 3, 30  # iterations per plan, the first of which warms up
+MOST = 30  # iterations per plan, after one that warms up
 
 
 def compare_plans(
@@ -41,7 +41,7 @@ def compare_plans(
         runs = {}
         for name in tqdm(plans, desc="plans", unit="plan", leave=False):
             if predicted[name].makespan_s <= slowest_s:
-                iterations = int(np.clip(round(plan_s / predicted[name].makespan_s), FEWEST, MOST))
+                iterations = 1 + int(np.clip(round(plan_s / predicted[name].makespan_s), 1, MOST))
                 update = {"iterations": iterations, "snapshot_every": iterations}
                 runs[name] = train(testbed, problem, plans[name], training.model_copy(update=update))
     kind, best = kind_of_times(settings), runs["optimum"]
