@@ -21,6 +21,7 @@ from hiertrain.plan import Assignment, Execution, Plan, Problem
 from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program import SEND_OF
 from hiertrain.reference import train_on_one_process
+from hiertrain.runtime import pack_weights
 from hiertrain.stages import accuracy, train, trained_model, training_settings
 from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
@@ -144,6 +145,32 @@ def test_larger_models_equal_single_process_sgd(
     assert largest_difference(testbed, plan, model, "synthetic", optimizer, iterations=2) < TOLERANCE
 
 
+def test_batch_norm_is_exact_only_where_one_worker_sees_the_whole_mini_batch(testbed: Testbed) -> None:
+    dataset = load_dataset("synthetic")
+    training = training_settings(ModelSettings(name="resnet18"), dataset, 32, iterations=1)
+    model = build_model(**dict(training.model))
+    depth = model.chain.depth
+    assert not model.chain.exact
+    assert all("BatchNorm2d" in layer for layer in model.chain.inexact_layers)
+    problem = instant_problem(model.chain, 32, Execution.paper())
+    layers = train(testbed, problem, tree(32, device=("edge", 12, 32), edge=(None, depth, 0)), training)
+    samples = train(testbed, problem, tree(32, device=("edge", 12, 16), edge=(None, depth, 16)), training)
+    reference = train_on_one_process(training, dataset)
+    before = np.frombuffer(pack_weights(model), np.float32)
+    by_layers, by_samples, exact = (
+        np.frombuffer(run.snapshots[1], np.float32) - before for run in (layers, samples, reference)
+    )
+    assert layers.losses == pytest.approx(reference.losses, abs=TOLERANCE)
+    assert np.abs(by_layers - exact).max() < TOLERANCE
+
+    # Mean and variance of half of the mini-batch are near those of all of it, and so is what follows from them: the
+    # loss (a half that is missing or counts twice would change it by 1.2), and the step of the weights.
+    assert samples.losses != reference.losses
+    assert samples.losses == pytest.approx(reference.losses, abs=0.1)
+    assert np.linalg.norm(by_samples) == pytest.approx(np.linalg.norm(exact), rel=0.1)
+    assert by_samples @ exact > 0.4 * np.linalg.norm(by_samples) * np.linalg.norm(exact)
+
+
 def test_a_run_reports_spans_losses_and_accuracy(testbed: Testbed) -> None:
     dataset = load_dataset("digits")
     training = training_settings(LENET, dataset, 12, iterations=60, optimizer=OptimizerSettings(momentum=0.9))
@@ -223,7 +250,7 @@ def alive(pid: int) -> bool:
             signal.SIGKILL,
             r"worker device is gone in iteration \d+, .*worker edge failed: .*iteration \d+, .*action \d+",
         ),
-        (signal.SIGSTOP, r"worker device gave no sign of life for 3 s in iteration \d+, .* action \d+ of"),
+        (signal.SIGSTOP, r"worker device gave no sign of life for 3 s in iteration \d+, .*action \d+"),
     ],
     ids=["killed", "frozen"],
 )
