@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import psutil
 import pytest
@@ -19,9 +19,6 @@ from hiertrain.testbeds import netns, open_testbed
 from hiertrain.testbeds.netns import CpuController, Namespace, cpu_controller, cpu_group, namespaces, netns_hosts
 from hiertrain.testbeds.settings import NetnsSettings, NetnsWorker, load_testbed
 from hiertrain.values import InputError
-
-if TYPE_CHECKING:
-    from _typeshed import TraceFunction
 
 REPOSITORY = Path(__file__).parent.parent
 WORKERS = ("device", "edge", "cloud")
@@ -221,7 +218,7 @@ def interrupt_at(position: int) -> None:
     """Raise KeyboardInterrupt before so many more lines of the module have run."""
     left = position
 
-    def trace(frame: FrameType, event: str, _: object) -> "TraceFunction | None":
+    def trace(frame: FrameType, event: str, _: object) -> Any:  # this function, or None
         nonlocal left
         if frame.f_code.co_filename != netns.__file__:
             return None
