@@ -16,6 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.typing import RcKeyType
 
@@ -43,6 +44,7 @@ ACTION_COLOURS = {
     Kind.SEND_WEIGHTS: YELLOW,
     **dict.fromkeys(RECEIVES, "#E6E6E6"),  # the time that a receive lasts is time spent waiting
 }
+MODEL_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 # A policy has the same colour and dashes in every figure; the improved variant is the solid line of its colour.
 POLICY_STYLES = {
     "all-device": (GREY, ":"),
@@ -245,11 +247,10 @@ def plot_agreement(df: pd.DataFrame) -> Figure:
         ]
         ax.plot(ends, ends, color=BLACK, linewidth=0.6)
         ax.fill_between(ends, np.multiply(ends, 0.9), np.multiply(ends, 1.1), color=GREY, alpha=0.25, linewidth=0)
-        for model, colour in zip(models, [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY], strict=False):
-            for uplink, marker in zip(uplinks, "ov^sDP", strict=False):
-                rows = df[(df["model"] == model) & (df["uplink_mbps"] == uplink)]
-                ax.plot(rows["observed_ms"], rows["predicted_ms"], marker, color=colour, markersize=3.5,
-                        markeredgewidth=0.6, fillstyle="none", label=f"{model}, {uplink:g} Mbit/s")  # fmt: skip
+        colours, markers = dict(zip(models, MODEL_COLOURS, strict=False)), dict(zip(uplinks, "ov^sDP", strict=False))
+        for (model, uplink), rows in df.groupby(["model", "uplink_mbps"]):
+            ax.plot(rows["observed_ms"], rows["predicted_ms"], markers[uplink], color=colours[model], markersize=3.5,
+                    markeredgewidth=0.6, fillstyle="none")  # fmt: skip
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlim(*ends)
@@ -257,7 +258,10 @@ def plot_agreement(df: pd.DataFrame) -> Figure:
         ax.set_xlabel(f"{df['kind'].iloc[0]} time per iteration (ms)")
         ax.set_ylabel("predicted time per iteration (ms)")
         ax.text(0.03, 0.95, "band: within 10%", transform=ax.transAxes, va="top")
-        fig.legend(loc="outside lower center", ncols=len(models) if len(models) <= 3 else 2)
+        shapes = [Line2D([], [], color=colour) for colour in colours.values()]
+        shapes += [Line2D([], [], color=BLACK, marker=m, linestyle="", fillstyle="none") for m in markers.values()]
+        labels = [*colours, *(f"{uplink:g} Mbit/s" for uplink in markers)]
+        fig.legend(shapes, labels, loc="outside lower center", ncols=3)
     return fig
 
 
@@ -281,7 +285,7 @@ def plot_errors(df: pd.DataFrame, by: str, source: Source, limit: float | None =
         ax.set_yticks(range(len(rows)), rows)
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
-        ax.set_xlabel(f"predicted - {source} (% of the {source} iteration)")
+        ax.set_xlabel(f"predicted minus {source} (%)")
     return fig
 
 

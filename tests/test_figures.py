@@ -89,7 +89,7 @@ DRAWINGS = [
     (lambda df: plot_convergence(df, "measured"), CURVES, "measured"),
     (lambda df: plot_ratios(df, "measured"), RATIOS, "measured"),
     (plot_agreement, AGREEMENT, "measured time per iteration (ms)"),
-    (lambda df: plot_errors(df, "case", "emulated", 10), ERRORS, "predicted - emulated (% of the emulated iteration)"),
+    (lambda df: plot_errors(df, "case", "emulated", 10), ERRORS, "predicted minus emulated (%)"),
 ]
 
 
