@@ -1,10 +1,14 @@
 """Hypothesis draws the same examples every time, and does not mind a busy machine. What needs root may be skipped."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 
 from hiertrain.testbeds import netns
 
+# A shell ignores Ctrl-C in what it starts in the background, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
