@@ -5,6 +5,7 @@ import csv
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -86,12 +87,24 @@ def test_no_module_is_longer_than_400_lines():
     assert {str(path): n for path in PACKAGE if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400} == {}
 
 
+def reference(table: str) -> Iterator[dict[str, str]]:
+    path = ROOT / "results" / "reference" / "tables" / f"{table}.csv"
+    return csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+
+
 def test_readme_shows_the_reference_results_and_links_to_what_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
         assert (ROOT / target).exists(), target
-    table = ROOT / "results" / "reference" / "tables" / "04-training.csv"
-    for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
+    for row in reference("04-training"):
         times = (float(row[f"iteration_ms_{kind}"]) for kind in ("predicted", "emulated"))
         cells = [f"`{row['policy']}`", *(f"{time:.1f}" for time in times), f"{float(row['speedup']):.2f}x"]
         assert f"| {' | '.join(cells)} |" in text
+    for row in reference("05-errors"):
+        errors = (f"{float(row[f'{which}_percent']):.1f}%" for which in ("median", "worst"))
+        cells = [row["case"], row["plans"], *errors, row["within_10_percent"]]
+        assert f"| {' | '.join(cells)} |" in text
+    for row in reference("09-benchmarks"):
+        ratio, low, high = (f"{float(row[column]):.2f}" for column in ("ratio", "low", "high"))
+        cells = [f"{row['model']}, {row['batch_size']} samples", row["comparison"], f"`{row['rival']}`"]
+        assert f"| {' | '.join(cells)} | {ratio} ({low} to {high}) |" in text
