@@ -309,7 +309,7 @@ def plot_ratios(df: pd.DataFrame, source: Source) -> Figure:
         ax.grid(visible=False, axis="y")
         ax.set_xlabel("time per iteration, times the rival's")
         _say_source(ax, source)
-        fig.legend(loc="outside lower center", ncols=3)
+        fig.legend(loc="outside lower center", ncols=2)
     return fig
 
 
