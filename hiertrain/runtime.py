@@ -169,11 +169,13 @@ class Runner:
         for position, action in enumerate(self._program):
             self._position = position
             start_s = time.monotonic()
+            if position in arrivals:
+                arrivals[position].wait()
+                spans.append((start_s, time.monotonic()))  # its end is the arrival, whatever is then done with it
+                self._take(state, action, self._buffers[position])
+                continue
             if action.kind in SENDS:
                 departures[position] = self._send(state, action)
-            elif position in arrivals:
-                arrivals[position].wait()
-                self._take(state, action, self._buffers[position])
             else:
                 self._compute(state, action)
                 if self._durations_s is not None:

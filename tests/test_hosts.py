@@ -90,7 +90,9 @@ def test_a_cut_link_ends_the_training_with_both_ends_and_the_position() -> None:
                 return run(jobs, listen)
 
             testbed.run = cut_one
-            with pytest.raises(WorkerError, match=r"worker (device|edge) failed: .*iteration .*timed out") as caught:
+            # What the kernel says first depends on which of its timers runs out first, and on whose side.
+            reason = r"(timed out|No route to host|Network is unreachable)"
+            with pytest.raises(WorkerError, match=rf"worker (device|edge) failed: .*iteration .*{reason}") as caught:
                 train(testbed, problem, PLANS["star"], training)
             assert time.monotonic() - cut_s[0] < 10
             assert caught.value.completed["iterations"]

@@ -65,7 +65,7 @@ def test_a_credit_within_the_noise_is_none() -> None:
 
 def test_profile_and_links_of_an_emulated_testbed() -> None:
     links = (
-        Link(source="device", target="edge", bandwidth_mbps=8, latency_ms=5, burst_bytes=5000),
+        Link(source="device", target="edge", bandwidth_mbps=8, latency_ms=5, burst_bytes=20_000),
         Link(source="edge", target="device", bandwidth_mbps=40, latency_ms=5),
     )
     workers = {"device": WorkerSettings(slowdown=4), "edge": WorkerSettings(slowdown=2)}
@@ -98,4 +98,4 @@ def test_profile_and_links_of_an_emulated_testbed() -> None:
         measured = network.link(source, target)
         assert measured.bandwidth_mbps == pytest.approx(mbps, rel=0.2)
         assert measured.latency_ms >= 5
-    assert network.link("device", "edge").burst_bytes == pytest.approx(5000, rel=0.5)
+    assert network.link("device", "edge").burst_bytes == pytest.approx(20_000, rel=0.5)
