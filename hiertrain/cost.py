@@ -1,4 +1,4 @@
-"""The cost model's closed form: one function per equation, for ``Execution.paper()`` and its sample encodings.
+"""The cost model's closed form: one function per equation, for ``Execution.paper()`` and other encodings.
 
 F_w, D_w and T of the paper's optimization stage, written for any rooted tree of workers. All results in seconds
 from the start of the iteration. ``simulate`` times the compiled program instead; a test holds the two together.
@@ -124,7 +124,9 @@ def _activation_gradient(problem: Problem, plan: Plan, child: str) -> Message:
 def _activation_bytes(problem: Problem, plan: Plan, child: str) -> int:
     """Bytes of the activations of ``child`` for its parent, and of their gradient."""
     depth, chain = plan.workers[child].depth, problem.profile.chain
-    return plan.carried[child] * chain.output_bytes(depth) if depth < chain.depth else 0
+    if depth == chain.depth:
+        return 0
+    return problem.execution.activation_bytes(chain.output_bytes(depth), plan.carried[child])
 
 
 def _parameter_bytes(problem: Problem, plan: Plan, worker: str) -> int:

@@ -110,7 +110,7 @@ def _actions(plan: Plan, chain: Chain, execution: Execution, worker: str) -> lis
     """The program of one worker: input, forward, backward, gradients, update, weights."""
     actions = _input(plan, execution.encoded_bytes(chain.sample_bytes), worker)
     if plan.active(worker):
-        forward = _forward(plan, chain, worker)
+        forward = _forward(plan, chain, execution, worker)
         backward = [replace(action, kind=BACKWARD_OF[action.kind]) for action in reversed(forward)]
         actions += [*forward, *backward, *_update(plan, chain, worker)]
     return actions
@@ -132,11 +132,12 @@ def _input(plan: Plan, sample_bytes: int, worker: str) -> list[Action]:
     ]
 
 
-def _forward(plan: Plan, chain: Chain, worker: str) -> list[Action]:
+def _forward(plan: Plan, chain: Chain, execution: Execution, worker: str) -> list[Action]:
     """The forward pass in segments: at a child's depth the worker takes over the child's samples."""
 
     def message(kind: Kind, peer: str, depth: int, samples: int) -> Action:
-        return Action(kind, peer, last=depth, samples=samples, size_bytes=samples * chain.output_bytes(depth))
+        size_bytes = execution.activation_bytes(chain.output_bytes(depth), samples)
+        return Action(kind, peer, last=depth, samples=samples, size_bytes=size_bytes)
 
     part = plan.workers[worker]
     position, samples = 0, part.samples

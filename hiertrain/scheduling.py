@@ -271,11 +271,11 @@ def optimize(
     ``shape="star"`` admits the paper's plans only: every active worker but the root is a child of the root. Plans
     whose times are equal are ranked by the number of active workers, then by the set of workers, the root and the
     parents, in the profile's order of the workers. The same problem, shape and seed give the same plan, unless the
-    time limit ends the search. Raises InputError when the time limit is not positive or no plan is admissible.
+    time limit ends the search. Raises InputError when the time limit is not positive, activations travel with 8 bits,
+    or no plan is admissible.
     """
     started = time.monotonic()
-    settings = _settings(problem, shape, seed, time_limit_s)
-    deadline = started + time_limit_s
+    settings, deadline = _settings(problem, shape, seed, time_limit_s), started + time_limit_s
     search = _survey(problem, shape, deadline)
     for done, searched in enumerate(sorted(search, key=lambda searched: searched.time_s), start=1):
         _prove(problem, search, searched, seed, deadline)
@@ -304,6 +304,7 @@ def _settings(problem: Problem, shape: Shape, seed: int, time_limit_s: float) ->
         "excluded": tuple(sorted(problem.excluded)),
         "root": problem.root,
         "samples_stay": problem.samples_stay,
+        "whole_model": problem.whole_model,
         "memory_limit_bytes": dict(problem.memory_limit_bytes),
         "ortools_version": version("ortools"),
     }

@@ -92,12 +92,18 @@ def sample_ranges(problem: Problem, tree: Tree) -> tuple[Integers, Integers]:
     return low, high
 
 
+def _least_depth(problem: Problem) -> int:
+    """Of a worker that computes."""
+    return problem.profile.chain.depth if problem.whole_model else 1
+
+
 def ranges(problem: Problem, tree: Tree, within: Boxes | None) -> tuple[list[list[int]], list[list[int]]]:
     """Each worker's least and greatest depth and number of own samples in the boxes; without boxes, in all plans."""
     if within is None:
         layers = problem.profile.chain.depth
         low, high = sample_ranges(problem, tree)
-        return [[layers if parent < 0 else 1, layers] for parent in tree.parents], np.array([low, high]).T.tolist()
+        least = _least_depth(problem)
+        return [[layers if parent < 0 else least, layers] for parent in tree.parents], np.array([low, high]).T.tolist()
     depths = np.array([within.depths.min(axis=1), within.depths.max(axis=1)]).T
     samples = np.array([within.low.min(axis=1), within.high.max(axis=1)]).T
     return depths.tolist(), samples.tolist()
@@ -145,7 +151,7 @@ def _coarse(evaluator: Evaluator) -> tuple[Integers, Integers]:
     """Every combination of depths with every coarse split; both (k, P)."""
     tree, chain_depth = evaluator.tree, evaluator.depth
     count = max(2, min(chain_depth, int(DEPTHS_LIMIT ** (1 / max(1, len(tree.parents) - 1)))))
-    some = np.unique(np.linspace(1, chain_depth, count).round().astype(int))
+    some = np.unique(np.linspace(_least_depth(evaluator.problem), chain_depth, count).round().astype(int))
     depths, splits = depth_grid(tree, some, chain_depth), _coarse_splits(evaluator)
     return np.repeat(depths, splits.shape[1], axis=1), np.tile(splits, depths.shape[1])
 
@@ -177,7 +183,8 @@ def _improve(evaluator: Evaluator, depths: Integers, samples: Integers, step: in
     both = np.concatenate([np.broadcast_to(moved_depths, shape), np.broadcast_to(moved_samples, shape)])
     both = np.unique(both.reshape(2 * size, -1), axis=1)
     depths, samples = both[:size], both[size:]
-    valid = (depths >= 1).all(axis=0) & (samples >= low[:, None]).all(axis=0) & (samples <= high[:, None]).all(axis=0)
+    valid = (depths >= _least_depth(evaluator.problem)).all(axis=0)
+    valid &= (samples >= low[:, None]).all(axis=0) & (samples <= high[:, None]).all(axis=0)
     for position, parent in enumerate(tree.parents[1:], start=1):
         valid &= depths[position] <= depths[parent]
     depths, samples = depths[:, valid], samples[:, valid]
@@ -249,7 +256,7 @@ def survey(problem: Problem, tree: Tree) -> Searched:
     evaluator = Evaluator(problem, tree)
     searched = Searched(tree)
     if evaluator.depth ** (len(tree.workers) - 1) <= NARROWING_LIMIT:
-        layers = np.arange(1, evaluator.depth + 1)
+        layers = np.arange(_least_depth(problem), evaluator.depth + 1)
         searched.boxes = _whole_boxes(evaluator, depth_grid(tree, layers, evaluator.depth))
         searched.bounds_s = evaluator.bounds_s(searched.boxes)
         searched.bound_s = float(searched.bounds_s.min())
@@ -283,4 +290,6 @@ def relaxations(problem: Problem) -> dict[str, Problem]:
         relaxed[f"root {problem.root!r}"] = replace(problem, root=None)
     if problem.samples_stay:
         relaxed[f"raw samples stay on {problem.data_holder!r}"] = replace(problem, samples_stay=False)
+    if problem.whole_model:
+        relaxed["every worker computes all layers"] = replace(problem, whole_model=False)
     return relaxed

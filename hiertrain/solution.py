@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from hiertrain.plan import Execution, Plan
 from hiertrain.values import Value
@@ -21,8 +21,18 @@ class Settings(Value):
     excluded: tuple[str, ...]
     root: str | None
     samples_stay: bool
+    whole_model: bool = False
     memory_limit_bytes: dict[str, PositiveInt]
     ortools_version: str
+
+    @field_validator("execution")
+    @classmethod
+    def _is_exact(cls, execution: Execution) -> Execution:
+        if execution.activation_encoding != "float32":
+            raise ValueError(
+                f"activations travel as {execution.activation_encoding}: must be float32; the solver knows no other"
+            )
+        return execution
 
 
 class Solution(Value):

@@ -68,6 +68,8 @@ def _plans(problem: Problem, parent_of: dict[str, str | None]) -> Iterator[Plan]
     idle = {name: Assignment(parent=root, depth=0, samples=0) for name in problem.profile.workers}
     for depths in product(*([layers] if name == root else range(1, layers + 1) for name in parent_of)):
         depth = dict(zip(parent_of, depths, strict=True))
+        if problem.whole_model and set(depths) != {layers}:
+            continue
         if any(parent and depth[name] > depth[parent] for name, parent in parent_of.items()):
             continue
         for samples in _splits(total, len(parent_of)):

@@ -125,6 +125,7 @@ def constrained_problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int =
     return replace(
         problem,
         samples_stay=samples_stay,
+        whole_model=draw(st.booleans()),
         excluded=frozenset(excluded),
         root=draw(st.sampled_from([None, None, *free])),
         memory_limit_bytes=limits,

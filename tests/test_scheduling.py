@@ -38,6 +38,7 @@ def check_solution(problem: Problem, solution: Solution, optimum_s: float) -> No
     assert optimum_s * (1 - 1e-12) <= solution.objective_s <= optimum_s * (1 + RESOLUTION)
     for name in solution.plan.workers:
         assert not (name in problem.excluded and solution.plan.active(name))
+        assert not (problem.whole_model and 0 < solution.plan.workers[name].depth < len(problem.profile.layers))
         assert not (problem.samples_stay and name != problem.data_holder and solution.plan.workers[name].samples)
         if name in problem.memory_limit_bytes and solution.plan.active(name):
             assert memory_bytes(problem, solution.plan, name) <= problem.memory_limit_bytes[name]
