@@ -71,7 +71,7 @@ def _check_part(name: str, samples: Tensor, labels: Tensor, dataset: Dataset) ->
 
 
 def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
-    """A data set by its name: ``cifar10``, ``fashion-mnist``, ``digits`` or ``synthetic``.
+    """A data set by its name: ``cifar10``, ``fashion-mnist``, ``digits``, ``synthetic`` or ``synthetic-224``.
 
     The first two are read from files: those in ``folder``, by default this checkout's data folder, or downloaded into
     it. Raises InputError for an unknown name and, with the ways to get one, for a data set that cannot be had.
@@ -235,15 +235,25 @@ def _load_digits(_folder: Path) -> Dataset:
 
 
 def _load_synthetic(_folder: Path) -> Dataset:
-    """Random images of CIFAR-10's shape with random labels, always the same: to time training, not to learn from."""
+    """Random images of CIFAR-10's shape."""
+    return _random_images("synthetic", SIDE, 4096, 1024)
+
+
+def _load_synthetic_224(_folder: Path) -> Dataset:
+    """Random images of the size that ImageNet's models take; few, since only their size matters."""
+    return _random_images("synthetic-224", 224, 128, 32)
+
+
+def _random_images(name: str, side: int, *samples: int) -> Dataset:
+    """Random images with random labels, always the same: to time training, not to learn from."""
     generator = torch.Generator().manual_seed(0)
     parts = []
-    for samples in (4096, 1024):
+    for number in samples:
         parts += [
-            torch.randint(256, (samples, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator),
-            torch.randint(10, (samples,), generator=generator),
+            torch.randint(256, (number, 3, side, side), dtype=torch.uint8, generator=generator),
+            torch.randint(10, (number,), generator=generator),
         ]
-    return Dataset("synthetic", 10, *parts)
+    return Dataset(name, 10, *parts)
 
 
 LOADERS: dict[str, Callable[[Path], Dataset]] = {
@@ -251,4 +261,5 @@ LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "fashion-mnist": _load_fashion_mnist,
     "digits": _load_digits,
     "synthetic": _load_synthetic,
+    "synthetic-224": _load_synthetic_224,
 }

@@ -108,14 +108,24 @@ def remembered(
     So that a long grid goes on after an interruption where it was: one record per point. What fails is kept as
     ``recorded`` says. Raises what ``compute`` raises.
     """
-    path = record_path(run, name, root)
-    if path.exists():
-        record = load_record(run, name, root)
-        if record.parameters == _json(parameters, str(path)) and record.environment.source == _source_digest():
-            return record.results
+    results = recall(run, name, parameters, root)
+    if results is not None:
+        return results
     with recorded(run, name, parameters, root):
         save_record(run, name, parameters, compute(), root)
     return load_record(run, name, root).results
+
+
+def recall(
+    run: str, name: str, parameters: Mapping[str, object], root: Path = RESULTS
+) -> dict[str, JsonValue] | None:
+    """The results of a record of the same parameters and source; None where there is none."""
+    path = record_path(run, name, root)
+    if not path.exists():
+        return None
+    record = load_record(run, name, root)
+    same = record.parameters == _json(parameters, str(path)) and record.environment.source == _source_digest()
+    return record.results if same else None
 
 
 def load_record(run: str, name: str, root: Path = RESULTS) -> Record:

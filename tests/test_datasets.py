@@ -61,6 +61,7 @@ def test_synthetic_has_the_shape_of_cifar10_and_is_always_the_same() -> None:
     assert synthetic.sample_shape == (3, 32, 32)
     assert synthetic.classes == 10
     assert torch.equal(load_dataset("synthetic").train_samples, synthetic.train_samples)
+    assert load_dataset("synthetic-224").sample_shape == (3, 224, 224)
 
 
 def test_fashion_mnist_from_files_is_padded_to_32x32(tmp_path: Path) -> None:

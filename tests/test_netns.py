@@ -15,9 +15,17 @@ import pytest
 
 from hiertrain.network import Link
 from hiertrain.stages import measure_links
-from hiertrain.testbeds import netns, open_testbed
-from hiertrain.testbeds.netns import CpuController, Namespace, cpu_controller, cpu_group, namespaces, netns_hosts
-from hiertrain.testbeds.settings import NetnsSettings, NetnsWorker, load_testbed
+from hiertrain.testbeds import find_testbed, netns, open_testbed
+from hiertrain.testbeds.netns import (
+    CpuController,
+    Namespace,
+    cpu_controller,
+    cpu_group,
+    missing,
+    namespaces,
+    netns_hosts,
+)
+from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, NetnsWorker
 from hiertrain.values import InputError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -350,9 +358,12 @@ def test_a_kernel_that_refuses_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert traces() == before
 
 
-def test_the_testbed_file_differs_from_the_local_one_in_its_links_only() -> None:
-    local, shaped = (load_testbed(REPOSITORY / f"notebooks/testbeds/{kind}.yml") for kind in ("local", "netns"))
+def test_the_testbed_file_has_the_speeds_and_rates_of_the_local_one() -> None:
+    local, shaped = (find_testbed(kind) for kind in ("local", "netns"))
+    assert isinstance(local, LocalSettings)
     assert isinstance(shaped, NetnsSettings)
+    assert local.links == shaped.links
+    assert find_testbed("auto") == (local if missing() else shaped)
     assert {name: worker.slowdown for name, worker in shaped.workers.items()} == {
         name: worker.slowdown for name, worker in local.workers.items()
     }

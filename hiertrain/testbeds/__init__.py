@@ -3,11 +3,25 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
+from hiertrain.paths import NOTEBOOKS
 from hiertrain.testbeds.base import Host, Testbed
 from hiertrain.testbeds.local import local_hosts
-from hiertrain.testbeds.netns import netns_hosts
-from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, SshSettings
+from hiertrain.testbeds.netns import missing, netns_hosts
+from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, SshSettings, load_testbed
 from hiertrain.testbeds.ssh import ssh_hosts
+
+AUTOMATIC = "auto"
+
+
+def find_testbed(name: str) -> AnySettings:
+    """The settings of notebooks/testbeds/<name>.yml.
+
+    ``auto``: of ``netns`` where this machine allows it, else of ``local``, which has the same workers and rates. Raises
+    InputError as ``load_testbed`` does.
+    """
+    if name == AUTOMATIC:
+        name = "local" if missing() else "netns"
+    return load_testbed(NOTEBOOKS / "testbeds" / f"{name}.yml")
 
 
 @contextmanager

@@ -164,7 +164,7 @@ def _links(own: int, hosts: Sequence[Namespace], pids: Sequence[int], rates_bps:
         if peer in rates_bps and rates_bps[peer] > FAST_BPS:
             # Many frames pass as one packet. At half a bucket each, the next one's tokens add up while the timer is
             # late; packets of a whole bucket would lose them.
-            commands.append(f"link set to{peer} gso_max_size {min(65536, _bucket_bytes(rates_bps[peer]) // 2)}")
+            commands.append(f"link set to{peer} gso_max_size {min(65536, bucket_bytes(rates_bps[peer]) // 2)}")
         if peer != own:
             commands += [
                 f"link set to{peer} addrgenmode none up",  # no IPv6: its announcements would use the link
@@ -177,12 +177,12 @@ def _buckets(rates_bps: Mapping[int, float]) -> list[str]:
     """What ``tc`` has to do: a token bucket per peer that lets TCP payload through at its rate."""
     return [
         f"qdisc add dev to{peer} root tbf "
-        f"rate {round(rate_bps * FRAME_OVERHEAD)}bit burst {_bucket_bytes(rate_bps)} limit {QUEUE}"
+        f"rate {round(rate_bps * FRAME_OVERHEAD)}bit burst {bucket_bytes(rate_bps)} limit {QUEUE}"
         for peer, rate_bps in rates_bps.items()
     ]
 
 
-def _bucket_bytes(rate_bps: float) -> int:
+def bucket_bytes(rate_bps: float) -> int:
     """The size of the token bucket: what passes at once after a pause.
 
     At low rates about one frame, so that a short message is hardly faster than on a wire. At high rates it must cover
