@@ -1,0 +1,41 @@
+"""DataFrame -> Figure, one message each, one column (3.4 in) wide. Units stand in the column names.
+
+Every figure says whether it shows something measured (real run), emulated (real run with slowed compute) or predicted
+(cost model). The colours are seaborn's palette for colour-blind readers.
+"""
+
+from hiertrain.figures.plans import (
+    ACTION_COLOURS,
+    POLICY_STYLES,
+    SOURCES,
+    Source,
+    plot_agreement,
+    plot_convergence,
+    plot_errors,
+    plot_fit,
+    plot_layer_times,
+    plot_layers,
+    plot_ratios,
+    plot_timeline,
+    plot_times,
+    save_figure,
+    use_style,
+)
+
+__all__ = [
+    "ACTION_COLOURS",
+    "POLICY_STYLES",
+    "SOURCES",
+    "Source",
+    "plot_agreement",
+    "plot_convergence",
+    "plot_errors",
+    "plot_fit",
+    "plot_layer_times",
+    "plot_layers",
+    "plot_ratios",
+    "plot_timeline",
+    "plot_times",
+    "save_figure",
+    "use_style",
+]
