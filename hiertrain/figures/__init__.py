@@ -4,23 +4,10 @@ Every figure says whether it shows something measured (real run), emulated (real
 (cost model). The colours are seaborn's palette for colour-blind readers.
 """
 
-from hiertrain.figures.plans import (
-    ACTION_COLOURS,
-    POLICY_STYLES,
-    SOURCES,
-    Source,
-    plot_agreement,
-    plot_convergence,
-    plot_errors,
-    plot_fit,
-    plot_layer_times,
-    plot_layers,
-    plot_ratios,
-    plot_timeline,
-    plot_times,
-    save_figure,
-    use_style,
-)
+from hiertrain.figures.comparisons import plot_convergence, plot_ratios
+from hiertrain.figures.plans import plot_agreement, plot_errors, plot_timeline, plot_times
+from hiertrain.figures.profiles import plot_fit, plot_layer_times, plot_layers
+from hiertrain.figures.style import ACTION_COLOURS, POLICY_STYLES, SOURCES, Source, save_figure, use_style
 
 __all__ = [
     "ACTION_COLOURS",
