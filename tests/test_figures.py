@@ -1,14 +1,19 @@
 """Figures: each can be drawn from its table, says where its numbers come from, and is saved reproducibly."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
+from hiertrain import files
 from hiertrain.figures import (
     ACTION_COLOURS,
     POLICY_STYLES,
+    load_caption,
     plot_agreement,
     plot_convergence,
     plot_errors,
@@ -117,13 +122,38 @@ def test_every_figure_says_its_source_and_needs_its_columns(draw, df, source):
 def test_saving_writes_the_same_bytes_again_and_the_data_beside_them(tmp_path):
     contents = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        save_figure(plot_times(POLICIES), "times", "try", POLICIES, folder)
+        save_figure(plot_times(POLICIES), "times", "try", POLICIES, "Times, measured.", folder)
         saved = folder / "try" / "figures"
         assert sorted(path.name for path in saved.iterdir()) == ["times.csv", "times.pdf", "times.png"]
         contents.append({path.name: path.read_bytes() for path in saved.iterdir()})
     assert contents[0] == contents[1]
     assert b"/Type3" not in contents[0]["times.pdf"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / "try" / "figures" / "times.csv"), POLICIES)
+
+
+@pytest.mark.parametrize("caption", ["Times, measured: 5 ms (\u2264 10).", "Sizes <of layers> & more. Exact."])
+def test_captions_travel_inside_the_files(tmp_path, caption):
+    save_figure(plot_layers(LAYERS), "layers", "try", LAYERS, caption, tmp_path)
+    folder = tmp_path / "try" / "figures"
+    assert load_caption(folder / "layers.png") == caption
+    subject = re.search(rb"/Subject \((.*?)(?<!\\)\)", (folder / "layers.pdf").read_bytes(), flags=re.DOTALL)
+    assert subject
+    text = re.sub(rb"\\(.)", rb"\1", subject[1])  # UTF-16 where there is more than ASCII
+    assert text.decode("ascii" if text.isascii() else "utf-16") == caption
+
+
+def test_only_saved_figures_have_captions(tmp_path):
+    Image.new("L", (1, 1)).save(tmp_path / "bare.png")
+    files.write_text(tmp_path / "text.png", "text")
+    for name, message in (("none", "No such file"), ("text", "not an image"), ("bare", "has no caption")):
+        with pytest.raises(InputError, match=rf"{name}\.png: {message}"):
+            load_caption(tmp_path / f"{name}.png")
+
+
+def test_a_caption_must_say_where_its_numbers_come_from(tmp_path):
+    with pytest.raises(InputError, match=r"figure times: caption 'Times\.': must say one of predicted, emulated, meas"):
+        save_figure(plot_times(POLICIES), "times", "try", POLICIES, "Times.", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_sources_and_policies_are_refused():

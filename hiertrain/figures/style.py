@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
+from PIL import Image, UnidentifiedImageError
 
 from hiertrain import files
 from hiertrain.paths import RESULTS
@@ -21,6 +22,7 @@ from hiertrain.values import InputError
 
 Source = Literal["predicted", "emulated", "measured"]
 SOURCES: tuple[Source, ...] = get_args(Source)
+CAPTION_KINDS = (*SOURCES, "exact")
 
 WIDTH_IN = 3.4
 BLACK = "#000000"
@@ -85,17 +87,34 @@ def use_style() -> AbstractContextManager[None]:
     return plt.rc_context({**cast("dict[RcKeyType, object]", sns.axes_style("whitegrid")), **STYLE})
 
 
-def save_figure(fig: Figure, name: str, run: str, data: pd.DataFrame, root: Path = RESULTS) -> None:
+def save_figure(fig: Figure, name: str, run: str, data: pd.DataFrame, caption: str, root: Path = RESULTS) -> None:
     """Write results/<run>/figures/<name>.png, .pdf and .csv, the CSV holding exactly what is drawn.
 
-    The same figure gives the same bytes. Raises InputError when the run's name is no folder name.
+    The caption travels inside the PNG (its text "Description") and the PDF (its subject). The same figure gives the
+    same bytes. Raises InputError when the run's name is no folder name, or the caption does not say its kind.
     """
+    if not any(kind in caption.lower() for kind in CAPTION_KINDS):
+        raise InputError(f"figure {name}: caption {caption!r}: must say one of {', '.join(CAPTION_KINDS)}")
     folder = run_folder(run, root) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     with use_style():
-        fig.savefig(folder / f"{name}.png", metadata={"Software": None})
-        fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+        fig.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": caption})
+        fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Subject": caption})
     files.write_text(folder / f"{name}.csv", data.to_csv(index=False, lineterminator="\n"))
+
+
+def load_caption(path: Path) -> str:
+    """What ``save_figure`` wrote into a PNG. Raises InputError for another file, and for none."""
+    try:
+        with Image.open(path) as image:
+            caption = image.info.get("Description")
+    except FileNotFoundError:
+        raise InputError(f"{path}: No such file") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image") from None
+    if caption is None:
+        raise InputError(f"{path}: has no caption; save_figure writes one")
+    return caption
 
 
 def panel(height_in: float) -> tuple[Figure, Axes]:
