@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import JsonValue, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from tqdm.auto import tqdm
 
 from hiertrain import files
@@ -24,7 +24,7 @@ from hiertrain.paths import DATA
 from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.policies import Policy, find_policies
 from hiertrain.profile import Profile
-from hiertrain.program import SENDS, Kind, compile_plan
+from hiertrain.program import SENDS, Kind, compile_plan, simulate
 from hiertrain.records import recall, remembered
 from hiertrain.stages import train, training_settings
 from hiertrain.tables import timeline_table
@@ -183,13 +183,13 @@ def _work(settings: Emulated, setting: Setting, policy: Policy, work_s: float) -
 
 def observe(
     run: str, settings: Emulated, cases: Sequence[Case], *, work_s: float, slowest_s: float
-) -> dict[str, dict[str, JsonValue]]:
+) -> dict[str, Mapping[str, Any]]:
     """Execute the plans of all cases, each for about ``work_s``; the results by the name of the record.
 
     A plan that is predicted to take longer than ``slowest_s`` per iteration is left out. Raises InputError and
     WorkerError.
     """
-    results: dict[str, dict[str, JsonValue]] = {}
+    results: dict[str, Mapping[str, Any]] = {}
     for case in tqdm(cases, desc="settings", unit="setting"):
         works = {work.record: work for work in _works(settings, case, work_s) if work.policy.predicted_s <= slowest_s}
         for name, work in works.items():
@@ -235,7 +235,7 @@ def _training(problem: Problem, iterations: int) -> Training:
 
 
 def policy_table(
-    settings: Emulated, cases: Sequence[Case], results: Mapping[str, Mapping[str, JsonValue]], work_s: float
+    settings: Emulated, cases: Sequence[Case], results: Mapping[str, Mapping[str, Any]], work_s: float
 ) -> pd.DataFrame:
     """One row per case and policy: the setting, the plan in words, its predicted time, and the one that it had.
 
@@ -291,3 +291,24 @@ def speedup_table(policies: pd.DataFrame, of: str) -> pd.DataFrame:
     table["high"] = pairs["high_ms"] / pairs["low_ms_of"]
     table["kind"] = pairs["kind"]
     return table
+
+
+def policy_timelines(
+    settings: Emulated, case: Case, results: Mapping[str, Mapping[str, Any]], work_s: float
+) -> pd.DataFrame:
+    """One iteration of each different piece of work of a case, as ``timeline_table`` has it, and its ``policy`` names.
+
+    The executed one if it is among the results, else as it is predicted.
+    """
+    works = _works(settings, case, work_s)
+    tables = []
+    for record in dict.fromkeys(work.record for work in works):
+        same = [work.policy for work in works if work.record == record]
+        if record in results:
+            table = pd.DataFrame(results[record]["timeline"])
+        else:
+            problem, plan = same[0].problem, same[0].plan
+            program = compile_plan(plan, problem.profile.chain, problem.execution)
+            table = timeline_table(simulate(program, problem.profile, problem.network), "predicted")
+        tables.append(table.assign(policy=", ".join(policy.name for policy in same)))
+    return pd.concat(tables, ignore_index=True)

@@ -7,6 +7,7 @@ Every figure says whether it shows something measured (real run), emulated (real
 from hiertrain.figures.comparisons import plot_convergence, plot_ratios
 from hiertrain.figures.plans import plot_agreement, plot_errors, plot_timeline, plot_times
 from hiertrain.figures.profiles import plot_fit, plot_layer_times, plot_layers
+from hiertrain.figures.speedups import plot_speedups, plot_sweeps
 from hiertrain.figures.style import ACTION_COLOURS, POLICY_STYLES, SOURCES, Source, load_caption, save_figure, use_style
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "plot_layer_times",
     "plot_layers",
     "plot_ratios",
+    "plot_speedups",
+    "plot_sweeps",
     "plot_timeline",
     "plot_times",
     "save_figure",

@@ -1,6 +1,7 @@
 """Plans: when each worker does what, how long an iteration takes, and how far predictions are off."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -26,14 +27,16 @@ from hiertrain.figures.style import (
 )
 from hiertrain.program import RECEIVES, Kind
 
+TITLE_CHARACTERS = 60  # that fit above a panel
 
-def plot_timeline(df: pd.DataFrame) -> Figure:
-    """What each worker and its network do when: one panel per source, one row per worker and lane.
 
-    Columns: worker, kind (of the action), start_ms, end_ms, lane ("compute" or "network"), source.
+def plot_timeline(df: pd.DataFrame, by: str = "source") -> Figure:
+    """What each worker and its network do when: one panel per value of ``by``, one row per worker and lane.
+
+    Columns: worker, kind (of the action), start_ms, end_ms, lane ("compute" or "network"), source, ``by``.
     """
-    check_columns(df, ["worker", "kind", "start_ms", "end_ms", "lane", "source"])
-    sources = [source for source in SOURCES if source in set(df["source"])]
+    check_columns(df, ["worker", "kind", "start_ms", "end_ms", "lane", "source", by])
+    titles = list(dict.fromkeys(df[by]))
     lanes = [
         (worker, lane)
         for worker in df["worker"].unique()
@@ -41,11 +44,11 @@ def plot_timeline(df: pd.DataFrame) -> Figure:
         if ((df["worker"] == worker) & (df["lane"] == lane)).any()
     ]
     with use_style():
-        fig, axes = panels(len(sources), 1, 0.9 + len(sources) * (0.35 + 0.17 * len(lanes)))
-        for ax, source in zip(axes, sources, strict=True):
-            spans = df[df["source"] == source]
+        fig, axes = panels(len(titles), 1, 0.9 + len(titles) * (0.35 + 0.17 * len(lanes)))
+        for ax, title in zip(axes, titles, strict=True):
+            spans = df[df[by] == title]
             _draw_spans(ax, spans, lanes)
-            ax.set_title(f"{source}: {spans['end_ms'].max():.4g} ms", loc="left")
+            ax.set_title(fill(f"{title}: {spans['end_ms'].max():.4g} ms", TITLE_CHARACTERS), loc="left")
             ax.set_xlim(0, df["end_ms"].max())
             ax.tick_params(labelbottom=ax is axes[-1])
         axes[-1].set_xlabel("time in the iteration (ms)")
