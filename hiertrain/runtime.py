@@ -18,10 +18,20 @@ from hiertrain.models import ChainModel, summed_loss
 from hiertrain.plan import Execution, Plan
 from hiertrain.profile import WorkerProfile
 from hiertrain.program import RECEIVES, SEND_OF, SENDS, Action, Kind, compile_plan, compute_s
+from hiertrain.quantization import dequantize, quantize
 from hiertrain.transport import Departure, Transport, sleep_until
 
 CPU = torch.device("cpu")
 SAMPLE_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+# The messages that ``Execution.activation_encoding`` is about.
+ACTIVATIONS = frozenset(
+    {
+        Kind.SEND_ACTIVATIONS,
+        Kind.RECEIVE_ACTIVATIONS,
+        Kind.SEND_ACTIVATION_GRADIENTS,
+        Kind.RECEIVE_ACTIVATION_GRADIENTS,
+    }
+)
 # Messages of different kinds carry different tags, so that a receive can only meet the send it was compiled with.
 TAGS = {kind: tag for tag, pair in enumerate(SEND_OF.items()) for kind in pair}
 
@@ -114,6 +124,7 @@ class Runner:
         self._transport = transport
         self._device = device
         self._sample_dtype = SAMPLE_DTYPES[execution.sample_encoding]
+        self._quantized = ACTIVATIONS if execution.activation_encoding == "uint8" else frozenset[Kind]()
         self._program = compile_plan(plan, model.chain, execution).actions[name]
         depth = plan.workers[name].depth
         self._parameters = list(model.layers[:depth].parameters())
@@ -206,10 +217,17 @@ class Runner:
                 return weights if self._device == CPU else torch.empty_like(weights, device=CPU)
             case Kind.RECEIVE_GRADIENTS:
                 return torch.empty_like(self._prefix(self._weights, action), device=CPU)
+            case _ if action.kind in self._quantized:
+                return torch.empty(action.size_bytes, dtype=torch.uint8)
             case _:
-                return torch.empty((action.samples, *self._model.output_shapes[action.last - 1]))
+                return torch.empty(self._activation_shape(action))
+
+    def _activation_shape(self, action: Action) -> tuple[int, ...]:
+        return action.samples, *self._model.output_shapes[action.last - 1]
 
     def _take(self, state: _State, action: Action, buffer: Tensor) -> None:
+        if action.kind in self._quantized:
+            buffer = dequantize(buffer, self._activation_shape(action))
         received = buffer.to(self._device)
         match action.kind:
             case Kind.RECEIVE_SAMPLES:
@@ -247,7 +265,10 @@ class Runner:
                 tensor = self._gradients
             case _:
                 tensor = self._prefix(self._weights, action)
-        return self._transport.send(action.peer, tensor.to(CPU).contiguous(), TAGS[action.kind])
+        message = tensor.to(CPU)
+        if action.kind in self._quantized:
+            message = quantize(message)
+        return self._transport.send(action.peer, message.contiguous(), TAGS[action.kind])
 
     def _compute(self, state: _State, action: Action) -> None:
         match action.kind:

@@ -96,8 +96,11 @@ def plans(
 
 @st.composite
 def planned_problems(draw: st.DrawFn) -> tuple[Problem, Plan]:
+    """A problem and any plan for it. The solver knows float32 activations only, the cost model also 8 bits."""
     workers = draw(st.integers(1, 4))
     problem = draw(problems(workers=workers))
+    encoding = draw(st.sampled_from(["float32", "uint8"]))
+    problem = replace(problem, execution=problem.execution.model_copy(update={"activation_encoding": encoding}))
     plan = draw(
         plans(
             names=NAMES[:workers],

@@ -34,6 +34,8 @@ PLAN = Plan(
     },
 )
 
+JALAD = Execution(activation_encoding="uint8")
+
 
 def test_a_split_timed_by_hand() -> None:
     program = compile_plan(PLAN, PROFILE.chain, Execution.paper())
@@ -63,6 +65,27 @@ def test_a_split_timed_by_hand() -> None:
     assert ends["edge", Kind.UPDATE, 3] == at(43.5, 46.5)
     assert ends["edge", Kind.SEND_WEIGHTS, 1] == at(46.5, 48)
     assert ends["device", Kind.RECEIVE_WEIGHTS, 1] == at(42, 48)
+
+
+def test_activations_of_8_bits_timed_by_hand() -> None:
+    """2 samples of 1000 bytes as float32: 500 bytes and the 8 of their range take 1.508 ms, there and back."""
+    spans = simulate(compile_plan(PLAN, PROFILE.chain, JALAD), PROFILE, NETWORK).spans
+    ends = {(span.worker, span.action.kind): (span.start_s * 1e3, span.end_s * 1e3) for span in spans}
+    assert ends["device", Kind.SEND_ACTIVATIONS] == pytest.approx((2, 3.508))
+    # The edge's own 3 samples take until 4.3 ms; 5 samples through two layers, there and back, take 30 ms.
+    assert ends["edge", Kind.RECEIVE_ACTIVATIONS] == pytest.approx((4.3, 4.3))
+    assert ends["edge", Kind.SEND_ACTIVATION_GRADIENTS] == pytest.approx((34.3, 35.808))
+    assert ends["device", Kind.BACKWARD] == pytest.approx((35.808, 39.808))
+    # Gradients of the 500 bytes of parameters stay float32.
+    assert ends["device", Kind.SEND_GRADIENTS] == pytest.approx((39.808, 41.308))
+
+
+@pytest.mark.parametrize(
+    ("output_bytes", "samples", "size_bytes"), [(1000, 3, 758), (4, 1, 9), (0, 3, 0), (1000, 0, 0)]
+)
+def test_sizes_of_activations_of_8_bits(output_bytes: int, samples: int, size_bytes: int) -> None:
+    assert JALAD.activation_bytes(output_bytes, samples) == size_bytes
+    assert Execution.paper().activation_bytes(output_bytes, samples) == output_bytes * samples
 
 
 def sent_at_ms(burst_bytes: float, *sizes: int) -> list[tuple[float, float]]:

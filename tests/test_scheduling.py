@@ -17,7 +17,7 @@ from hiertrain.cost import iteration_s, memory_bytes
 from hiertrain.integers import TIE, integer_costs
 from hiertrain.network import Link, Network
 from hiertrain.paths import DATA
-from hiertrain.plan import Plan, Problem, check_plan
+from hiertrain.plan import Execution, Plan, Problem, check_plan
 from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.scheduling import RESOLUTION, Progress, Solution, optimize
 from hiertrain.search import Candidate, depth_grid, trees
@@ -326,6 +326,12 @@ def test_time_limit_gives_a_feasible_plan_and_a_valid_bound() -> None:
 def test_time_limit_must_be_positive_and_finite(limit_s: float) -> None:
     with pytest.raises(InputError, match=r"optimize: time_limit_s: .*got"):
         optimize(large_problem(3, 4, 20.0, seed=1), time_limit_s=limit_s)
+
+
+def test_activations_of_8_bits_are_refused() -> None:
+    problem = replace(large_problem(3, 4, 20.0, seed=1), execution=Execution(activation_encoding="uint8"))
+    with pytest.raises(InputError, match="activations travel as uint8: must be float32"):
+        optimize(problem)
 
 
 def test_clash_names_the_constraints() -> None:

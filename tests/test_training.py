@@ -9,19 +9,22 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from hiertrain.chain import Chain
-from hiertrain.datasets import load_dataset
+from hiertrain.datasets import batch_indices, load_dataset
 from hiertrain.jobs import Answer, Beat, Job, ModelSettings, OptimizerSettings, Progress, Snapshot
-from hiertrain.models import build_model
+from hiertrain.models import ChainModel, build_model, summed_loss
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Execution, Plan, Problem
 from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program import SEND_OF
+from hiertrain.quantization import dequantize, quantize
 from hiertrain.reference import train_on_one_process
-from hiertrain.runtime import pack_weights
+from hiertrain.runtime import build_optimizer, pack_weights
 from hiertrain.stages import accuracy, train, trained_model, training_settings
 from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
@@ -34,6 +37,7 @@ LENET = ModelSettings(name="lenet5")
 # Sums over samples are taken in another order, each with a relative rounding error of 2^-24 = 6e-8; a few iterations
 # of them stay far below 1e-6 for weights of order 1e-1. A wrong divisor or a missed row shows up as 1e-2.
 TOLERANCE = 1e-6
+JALAD = Execution(activation_encoding="uint8")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,70 @@ PLANS = {
 def test_lenet_equals_single_process_sgd(testbed: Testbed, plan: Plan) -> None:
     optimizer = OptimizerSettings(momentum=0.9, weight_decay=5e-4)
     assert largest_difference(testbed, plan, LENET, "digits", optimizer) < TOLERANCE
+
+
+class EightBits(torch.autograd.Function):
+    """A message of activations, and the message of their gradient on the way back."""
+
+    @staticmethod
+    def forward(ctx: object, activations: Tensor) -> Tensor:  # noqa: ARG004 - PyTorch passes it
+        return dequantize(quantize(activations), tuple(activations.shape))
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return EightBits.forward(ctx, *gradients)
+
+
+def outputs(model: ChainModel, plan: Plan, name: str, samples: Tensor) -> Tensor:
+    """The outputs at the worker's own depth, or before the loss: of its own rows, then of its children's."""
+    own, done = plan.own_rows(name), 0
+    x = samples[own.start : own.stop]
+    for child in plan.children(name):
+        depth = plan.workers[child].depth
+        sent = EightBits.apply(outputs(model, plan, child, samples))
+        x = torch.cat([model.run(x, done + 1, depth), sent]) if len(x) else sent
+        done = depth
+    return model.run(x, done + 1, min(plan.workers[name].depth, model.chain.depth - 1))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as the workers have: the same arithmetic, so that no value falls to the other side between two levels."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ["layer split", "chain", "star with equal depths", "cut before the loss"])
+def test_activations_of_8_bits_equal_one_process_that_rounds_at_the_cuts(testbed: Testbed, name: str) -> None:
+    plan, dataset = PLANS[name], load_dataset("digits")
+    optimizer = OptimizerSettings(momentum=0.9)
+    training = training_settings(LENET, dataset, 12, iterations=4, optimizer=optimizer)
+    model = build_model(**dict(training.model)).train()
+    run = train(testbed, instant_problem(model.chain, 12, JALAD), plan, training)
+    stepper = build_optimizer(optimizer, list(model.parameters()))
+    losses = []
+    for iteration in range(4):
+        rows = batch_indices(len(dataset.train_labels), 12, training.seed, iteration)
+        logits = outputs(model, plan, plan.root, dataset.train_samples[rows])
+        labels = dataset.train_labels[rows][plan.rows_at_own_depth(plan.root)]
+        loss = summed_loss(logits, labels) / 12
+        stepper.zero_grad()
+        loss.backward()
+        stepper.step()
+        losses.append(loss.item())
+    plain = train_on_one_process(training, dataset).snapshots[4]
+    by_plan, rounded, exact = (np.frombuffer(w, np.float32) for w in (run.snapshots[4], pack_weights(model), plain))
+    assert run.losses == pytest.approx(losses, abs=TOLERANCE)
+    assert np.abs(by_plan - rounded).max() < TOLERANCE
+    assert np.abs(by_plan - exact).max() > 50 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["one worker, without the data", "data-parallel"])
+def test_8_bits_change_nothing_where_no_activations_travel(testbed: Testbed, name: str) -> None:
+    assert largest_difference(testbed, PLANS[name], LENET, "digits", OptimizerSettings(), JALAD) < TOLERANCE
 
 
 def test_adam_and_float32_samples(testbed: Testbed) -> None:
