@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 # Mini-batches whose losses are compared with those of one process, before training amplifies rounding.
 COMPARED = 10
-EXECUTIONS = {"paper": Execution.paper(), "paper-float32": Execution(sample_encoding="float32")}
+EXECUTIONS = {
+    "paper": Execution.paper(),
+    "paper-float32": Execution(sample_encoding="float32"),
+    "jalad": Execution(activation_encoding="uint8"),
+}
 
 
 def run_profile(options: argparse.Namespace) -> None:
@@ -101,6 +105,7 @@ def run_train(options: argparse.Namespace) -> None:
 
     from hiertrain.datasets import load_dataset
     from hiertrain.models import build_model
+    from hiertrain.quantization import quantized_layers
     from hiertrain.records import record_path, recorded, save_record
     from hiertrain.reference import train_on_one_process
     from hiertrain.stages import (
@@ -160,9 +165,10 @@ def run_train(options: argparse.Namespace) -> None:
         print(f"test accuracy, trained in one process: {results['single_process_accuracy']:.4f}")
         difference = results["largest_loss_difference"]
         print(f"losses of the first {COMPARED} mini-batches differ by at most {difference:.1e}; later, rounding grows")
-    if not chain.exact:
-        print(f"not exact by nature, because of {'; '.join(chain.inexact_layers)}")
-    parameters |= {"plan": plan, "network": network, "inexact_layers": chain.inexact_layers}
+    inexact_layers = chain.inexact_layers + quantized_layers(plan, chain, execution)
+    if inexact_layers:
+        print(f"not exact by nature, because of {'; '.join(inexact_layers)}")
+    parameters |= {"plan": plan, "network": network, "inexact_layers": inexact_layers}
     print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
 
 
@@ -213,9 +219,11 @@ def _machine(profile: Profile, name: str) -> Machine:
 
 
 def _given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | None, Execution]:
-    """The plan of ``--plan``, if any, and the execution. Raises InputError for options that it makes useless."""
+    """The plan of ``--plan``, if any, and the execution. Raises InputError where options need it or are useless."""
     execution = EXECUTIONS[options.execution]
     if options.plan is None:
+        if execution.activation_encoding != "float32":
+            raise InputError(f"--execution {options.execution}: needs --plan; the solver knows no 8-bit activations")
         return None, execution
     search = {"--root": options.root, "--exclude": options.exclude, "--memory-limit": options.memory_limit}
     search |= {"--samples-stay": options.samples_stay, "--shape": options.shape != "tree"}

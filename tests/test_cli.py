@@ -101,6 +101,15 @@ def test_predict_lists_the_timeline(folder: Path, capsys: pytest.CaptureFixture[
     assert "update layers 1..3" in printed
 
 
+def test_predict_knows_activations_of_8_bits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["--plan", str(folder / "plan.json"), "--execution", "jalad"]
+    assert main(["predict", *inputs(folder), *plan]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "send activations at depth 2" in line)
+    start_ms, end_ms = (float(number) for number in re.findall(r"\d+\.\d+", line))
+    # 40 samples of 10 elements and 8 bytes, at 20 Mbit/s after 2 ms.
+    assert end_ms - start_ms == pytest.approx(2 + 408 * 8 / 20e3, abs=2e-3)
+
+
 def broken(name: str, **changes: object) -> tuple[str, str]:
     content = {"profile": PROFILE, "network": NETWORK, "plan": PLAN}[name]
     return name, json.dumps({**content, **changes})
@@ -121,6 +130,7 @@ DEEP = {**PLAN["workers"], "edge": {"parent": None, "depth": 4, "samples": 24}}
         (("network", "{"), [], "not JSON"),
         (broken("plan"), ["--batch-size", "0"], "batch size 0: must be at least 1"),
         (broken("plan"), ["--time-limit", "0"], "time_limit_s: .*got 0"),
+        (broken("plan"), ["--execution", "jalad"], "activations travel as uint8: must be float32; the solver knows no"),
         (broken("plan"), ["--output", "/dev/null/x.json"], "/dev/null/x.json: cannot be written"),
     ],
 )
@@ -164,6 +174,7 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
         (["--output", "/tmp/my run"], "run name 'my run'"),
         (["--plan", str(folder / "plan.json"), "--root", "edge"], "--root: has no effect with --plan"),
         (["--plan", str(folder / "plan.json")], "the root 'edge' has depth 3"),
+        (["--execution", "jalad"], "--execution jalad: needs --plan; the solver knows no 8-bit activations"),
         (["--testbed", "/nowhere.yml"], "/nowhere.yml: No such file"),
     ):
         assert main(["train", *options]) == 2
@@ -191,3 +202,18 @@ def test_all_three_stages_from_the_command_line(tmp_path: Path, capsys: pytest.C
     assert results["kind"] == "emulated"
     assert f"trained in one process: {results['single_process_accuracy']:.4f}" in printed
     assert results["accuracy"] == pytest.approx(results["single_process_accuracy"], abs=0.01)
+
+    plan = tmp_path / "plan.json"
+    parts = {
+        "device": {"parent": "edge", "depth": 3, "samples": 32},
+        "edge": {"parent": None, "depth": 13, "samples": 0},
+    }
+    plan.write_text(json.dumps({"batch_size": 32, "data_holder": "device", "workers": parts}))
+    run += ["--plan", str(plan), "--execution", "jalad", "--iterations", "5"]
+    assert main(["train", *options, "--dataset", "digits", *files_given, *run]) == 0
+    record = load_record("run", "train", tmp_path)
+    assert record.parameters["inexact_layers"] == ["pool1: 8-bit activations"]
+    assert "not exact by nature, because of pool1: 8-bit activations" in capsys.readouterr().out
+    difference = record.results["largest_loss_difference"]
+    assert isinstance(difference, float)
+    assert 1e-5 < difference < 0.1
