@@ -18,6 +18,7 @@ from hiertrain.models import ChainModel, build_model, summed_loss
 from hiertrain.profile import LayerCost, LayerTimes, Measurement, Step, TimingPoint, WorkerProfile
 from hiertrain.runtime import build_optimizer, synchronize
 from hiertrain.transport import Transport
+from hiertrain.values import InputError
 
 Report = Callable[[int, int, str], None]  # done, total, note
 
@@ -29,24 +30,33 @@ def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
     """Time forward, backward and update of every layer at the job's sample counts, and fit affine costs.
 
     Sample counts that would exceed the job's time or memory limit are skipped, largest first, and the profile says so;
-    the smallest is always measured. Raises InputError when the model cannot be built.
+    the smallest is always measured. A count that a layer refuses, as BatchNorm does a single value per channel, is
+    skipped too if two others are left to fit. Raises InputError if not, and when the model cannot be built.
     """
     device = torch.device(job.accelerator)
     model = build_model(**dict(job.model)).to(device).train()
     points: list[TimingPoint] = []
     skipped: list[str] = []
+    refused: InputError | None = None
     started_s = time.monotonic()
     counts = sorted(set(job.sample_counts))
     passed_s, previous = 0.0, 0
     for index, samples in enumerate(counts):
         reason = _excess(job, model, samples, time.monotonic() - started_s, passed_s * samples / max(previous, 1))
-        if reason and index:
+        if reason and points:
             skipped.append(f"{samples} samples: {reason}")
             continue
         report(index, len(counts), f"{samples} samples")
         begun_s = time.monotonic()
-        points += _time_passes(model, samples, job, device)
+        try:
+            points += _time_passes(model, samples, job, device)
+        except InputError as error:
+            refused = error
+            skipped.append(f"{samples} samples: {error}")
+            continue
         passed_s, previous = time.monotonic() - begun_s, samples
+    if refused and len({point.samples for point in points}) < 2:
+        raise InputError(f"{'; '.join(skipped)}; there must be two sample counts that can be timed") from refused
     points += _time_updates(model, job, device)
     report(len(counts), len(counts), "done")
     measurement = Measurement(
@@ -117,7 +127,10 @@ def _excess(job: ProfileJob, model: ChainModel, samples: int, elapsed_s: float, 
 
 
 def _time_passes(model: ChainModel, samples: int, job: ProfileJob, device: torch.device) -> list[TimingPoint]:
-    """Forward and backward of each layer, the loss included, on random samples."""
+    """Forward and backward of each layer, the loss included, on random samples.
+
+    Raises InputError that names a layer which refuses so few of them.
+    """
     generator = torch.Generator().manual_seed(0)
     value = torch.randint(0, 256, (samples, *model.sample_shape), dtype=torch.uint8, generator=generator).to(device)
     labels = torch.randint(0, job.model.classes, (samples,), generator=generator).to(device)
@@ -125,8 +138,11 @@ def _time_passes(model: ChainModel, samples: int, job: ProfileJob, device: torch
     for number, layer in enumerate(model.chain.layers, start=1):
         loss = number == model.chain.depth
         function = partial(summed_loss, labels=labels) if loss else partial(model.run, first=number, last=number)
-        passes = np.array([_one_pass(function, value, number > 1) for _ in range(job.warm_up + job.repetitions)])
-        forward_s, backward_s = passes[job.warm_up :].T
+        try:
+            passes = [_one_pass(function, value, number > 1) for _ in range(job.warm_up + job.repetitions)]
+        except ValueError as error:
+            raise InputError(f"layer {layer.name} refuses them: {error}") from None
+        forward_s, backward_s = np.array(passes[job.warm_up :]).T
         points.append(_point(layer.name, "forward", samples, forward_s))
         points.append(_point(layer.name, "backward", samples, backward_s))
         with torch.no_grad():
@@ -179,8 +195,8 @@ def _point(layer: str, step: Step, samples: int, times_s: Sequence[float] | np.n
 def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
     """Time messages from the group's first member to its second, each answered by a single byte.
 
-    The long message is lengthened until it takes ``target_s``. Its time, that of its half and that of one byte give
-    bandwidth, latency and the credit of a token bucket, which is full again after each pause.
+    The long message is lengthened until it takes ``target_s`` longer than one byte. Its time, that of its half and that
+    of one byte give bandwidth, latency and the credit of a token bucket, which is full again after each pause.
     """
     sender, receiver = job.group.members
     with Transport(name, job.group, job.links) as transport:
@@ -205,8 +221,10 @@ def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
             return exchange_s
 
         exchange(1)
+        enough_s = exchange(1) + job.target_s
         size_bytes = 4096
-        while exchange(size_bytes) < job.target_s and size_bytes < MAXIMUM_MESSAGE_BYTES:
+        # Twice, so that one message which was late for another reason does not end it.
+        while any(exchange(size_bytes) < enough_s for _ in range(2)) and size_bytes < MAXIMUM_MESSAGE_BYTES:
             size_bytes *= 2
         rounds = []
         for repetition in range(job.repetitions):

@@ -1,10 +1,10 @@
 """The paper's three stages as the user drives them: profiling and training on a testbed's workers.
 
-Optimization, the stage between them, is ``scheduling.optimize``. Times that come from here are *measured* where the
-testbed runs at its own speed and *emulated* where it paces or shapes (``testbeds.settings.kind_of_times``).
+Optimization, the stage between them, is ``scheduling.optimize``. Times that come from here are *measured* or *emulated*
+as ``testbeds.settings.kind_of_times`` says: those of network namespaces count as measured, although computing is paced.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,9 +41,9 @@ from hiertrain.profile import Profile, WorkerProfile
 from hiertrain.program import Program, compile_plan, dry_run
 from hiertrain.runtime import unpack_weights
 from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
-from hiertrain.testbeds.settings import AnySettings
+from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshWorker
 from hiertrain.training import TrainingRun
-from hiertrain.values import InputError
+from hiertrain.values import InputError, RunError
 
 EVALUATION_BATCH = 500
 STATISTICS_BATCHES = 10
@@ -62,16 +62,17 @@ def measure_layers(
 ) -> Profile:
     """Stage 1a: the time of every layer of ``model`` on every worker.
 
-    Workers that pace are all this machine: it is measured once, on one of them while the others idle, and each
-    paced worker gets that frozen base profile times its slowdown, which is what the runtime will pace it to.
-    Raises WorkerError, InputError.
+    A paced worker gets a frozen base profile times its slowdown, which is what the runtime will pace it to. The base
+    is measured while the others idle, once for all that compute with the same part of the same machine. Raises
+    WorkerError, InputError.
     """
     chain = build_model(**dict(model)).chain
     workers: dict[str, WorkerProfile] = {}
-    base: dict[int, WorkerProfile] = {}  # by number of threads
+    bases: dict[Hashable, WorkerProfile] = {}
     for name in testbed.workers:
-        settings = testbed.settings.workers[name]
-        if settings.slowdown == 1 or settings.threads not in base:
+        settings, part = testbed.settings.workers[name], _part_of_machine(testbed.settings, name)
+        base = None if settings.slowdown == 1 else bases.get(part)
+        if base is None:
             job = ProfileJob(
                 model=model,
                 threads=settings.threads,
@@ -85,19 +86,26 @@ def measure_layers(
             with tqdm(desc=f"profiling {model.name} on {name}", unit="count", leave=False) as bar:
                 answer = testbed.run({name: job}, on_event=_shown_on(bar))[name]
             assert isinstance(answer, Profiled)
-            base[settings.threads] = workers[name] = answer.profile
-        if settings.slowdown != 1:
-            workers[name] = base[settings.threads].scaled(settings.slowdown)
+            base = answer.profile
+            bases.setdefault(part, base)
+        workers[name] = base.scaled(settings.slowdown)
     return Profile(
         model=chain.model, sample_bytes=chain.sample_bytes, dtype=chain.dtype, layers=chain.layers, workers=workers
     )
+
+
+def _part_of_machine(settings: AnySettings, name: str) -> Hashable:
+    """Equal for workers that would be equally fast without pacing. Two machines that SSH reaches never are."""
+    worker = settings.workers[name]
+    machine = name if isinstance(worker, SshWorker) else None
+    return machine, worker.threads, worker.accelerator, isinstance(worker, NetnsWorker) and worker.cpu_quota
 
 
 def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0.1) -> Network:
     """Stage 1b: bandwidth and latency of every pair and direction, by real transfers, one pair at a time.
 
     A link's latency is taken as half of the round trip of one byte: the two directions cannot be told apart
-    without synchronised clocks. Raises WorkerError.
+    without synchronised clocks. Raises WorkerError, and RunError for a link whose timings say nothing.
     """
     pairs = [(a, b) for a in testbed.workers for b in testbed.workers if a != b]
     links = []
@@ -118,11 +126,17 @@ def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0
 def link_from_probe(source: str, target: str, probe: Probed) -> Link:
     """Bandwidth from a long message and its half; latency from one byte; the burst is what passed sooner than both say.
 
-    A credit within the spread of the timings is none.
+    A credit within the spread of the timings is none. Raises RunError when the long message took no longer.
     """
     long_s, half_s, short_s = (np.array(times) for times in (probe.long_s, probe.half_s, probe.short_s))
-    mbps = 8e-6 * (probe.message_bytes - probe.message_bytes // 2) / np.maximum(long_s - half_s, 1e-9)
-    low, bandwidth, high = np.quantile(mbps, [0.25, 0.5, 0.75])
+    rest_bytes = probe.message_bytes - probe.message_bytes // 2
+    rest_s = np.median(long_s - half_s)
+    if rest_s <= 0:
+        raise RunError(
+            f"link from {source!r} to {target!r}: {probe.message_bytes} bytes took no longer than half of them, "
+            f"{np.median(half_s):.3g} s; they must. Does something else use the link or the machines?"
+        )
+    bandwidth = 8e-6 * rest_bytes / rest_s
     fast, latency, slow = np.quantile(short_s * 1e3 / 2, [0.25, 0.5, 0.75])
     transmission_s = np.median(long_s) - np.median(short_s)
     credit_s = 8e-6 * probe.message_bytes / bandwidth - transmission_s
@@ -137,7 +151,7 @@ def link_from_probe(source: str, target: str, probe: Probed) -> Link:
         measurement=LinkMeasurement(
             repetitions=len(short_s),
             message_bytes=probe.message_bytes,
-            bandwidth_spread_mbps=float(high - low),
+            bandwidth_spread_mbps=float(bandwidth * _spread(long_s - half_s) / rest_s),  # to first order
             latency_spread_ms=float(slow - fast),
         ),
     )

@@ -1,16 +1,31 @@
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import cast
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from hiertrain.jobs import ModelSettings, Probed
-from hiertrain.models import build_model
+from hiertrain.jobs import Answer, ModelSettings, Probed, Profiled, ProfileJob
+from hiertrain.models import build_model, chain_from_module
 from hiertrain.network import Link
-from hiertrain.profile import TimingPoint
-from hiertrain.profiling import fit_cost
+from hiertrain.profile import LayerCost, LayerTimes, TimingPoint, WorkerProfile
+from hiertrain.profiling import fit_cost, time_layers
 from hiertrain.stages import link_from_probe, measure_layers, measure_links
 from hiertrain.testbeds import open_testbed
-from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.settings import (
+    AnySettings,
+    LocalSettings,
+    NetnsSettings,
+    NetnsWorker,
+    SshSettings,
+    SshWorker,
+    WorkerSettings,
+)
+from hiertrain.values import InputError, RunError
 
 
 def points(times: dict[int, float]) -> list[TimingPoint]:
@@ -61,6 +76,102 @@ def test_a_probe_recovers_bandwidth_latency_and_burst(mbps: float, latency_ms: f
 def test_a_credit_within_the_noise_is_none() -> None:
     probe = Probed(message_bytes=250_000, long_s=(0.099, 0.1, 0.101), half_s=(0.05, 0.05, 0.05), short_s=(1e-4,) * 3)
     assert link_from_probe("a", "b", probe).burst_bytes == 0
+
+
+def test_a_long_message_that_is_no_slower_than_its_half_says_nothing_about_a_link() -> None:
+    timings = {"half_s": (0.3, 0.3, 0.3), "short_s": (0.29,) * 3}
+    with pytest.raises(RunError, match=r"link from 'a' to 'b': 4096 bytes took no longer than half of them, 0\.3 s"):
+        link_from_probe("a", "b", Probed(message_bytes=4096, long_s=(0.29, 0.3, 0.4), **timings))
+    # One such round among others changes the spread, not the order of magnitude.
+    link = link_from_probe("a", "b", Probed(message_bytes=4096, long_s=(0.29, 0.301, 0.302), **timings))
+    assert link.bandwidth_mbps == pytest.approx(8e-6 * 2048 / 0.001)
+    assert link.measurement is not None
+    assert link.measurement.bandwidth_spread_mbps > link.bandwidth_mbps
+
+
+def test_a_message_long_enough_is_longer_than_the_round_trip() -> None:
+    links = tuple(
+        Link(source=a, target=b, bandwidth_mbps=20, latency_ms=15) for a, b in (("a", "b"), ("b", "a"))
+    )  # a round trip of 30 ms, for messages of at least 20 ms
+    workers = {"a": WorkerSettings(), "b": WorkerSettings()}
+    with open_testbed(LocalSettings(data_holder="a", workers=workers, links=links)) as testbed:
+        network = measure_links(testbed, repetitions=3, target_s=0.02)
+    for link in network.links:
+        assert link.measurement is not None
+        assert link.measurement.message_bytes >= 0.02 * 20e6 / 8
+        assert link.bandwidth_mbps == pytest.approx(20, rel=0.2)
+
+
+class Measured:
+    """A testbed whose workers, in turn, find that a layer takes 1, 2, ... s."""
+
+    def __init__(self, settings: AnySettings) -> None:
+        self.settings = settings
+        self.workers = tuple(settings.workers)
+        self.asked: list[str] = []
+
+    def run(self, jobs: Mapping[str, ProfileJob], **_: object) -> dict[str, Answer]:
+        ((name, asked),) = jobs.items()
+        self.asked.append(name)
+        cost = LayerCost(fixed_s=len(self.asked), per_sample_s=0)
+        times = LayerTimes(forward=cost, backward=cost, update_s=0)
+        return {name: Profiled(profile=WorkerProfile(layers=(times,) * build_model(asked.model.name).chain.depth))}
+
+
+def profiled_s(settings: AnySettings) -> dict[str, float]:
+    profile = measure_layers(cast(Testbed, Measured(settings)), ModelSettings(name="lenet5"))
+    for name, worker in settings.workers.items():
+        assert profile.workers[name].slowdown == worker.slowdown
+    return {name: worker.layers[0].forward.fixed_s for name, worker in profile.workers.items()}
+
+
+def test_paced_workers_share_a_base_if_they_compute_with_the_same_part_of_the_same_machine() -> None:
+    paced, free = WorkerSettings(slowdown=4), WorkerSettings()
+    workers = {"a": paced, "b": free, "c": WorkerSettings(slowdown=2)}
+    assert profiled_s(LocalSettings(data_holder="a", workers=workers)) == {"a": 4, "b": 2, "c": 2}
+    workers = {"a": free, "b": WorkerSettings(slowdown=4, accelerator="cuda"), "c": WorkerSettings(slowdown=4)}
+    assert profiled_s(LocalSettings(data_holder="a", workers=workers)) == {"a": 1, "b": 8, "c": 4}
+    workers = {"a": free, "b": WorkerSettings(slowdown=4, threads=2), "c": paced}
+    assert profiled_s(LocalSettings(data_holder="a", workers=workers)) == {"a": 1, "b": 8, "c": 4}
+
+
+def test_a_worker_with_a_quota_or_on_another_machine_is_no_base_for_a_paced_one() -> None:
+    workers = {"a": NetnsWorker(cpu_quota=0.5), "b": NetnsWorker(slowdown=4), "c": NetnsWorker(slowdown=2)}
+    assert profiled_s(NetnsSettings(data_holder="a", workers=workers)) == {"a": 1, "b": 8, "c": 4}
+    machines = {
+        name: SshWorker(host=name, address=f"10.0.0.{number}", interface="eth0", slowdown=slowdown)
+        for number, (name, slowdown) in enumerate({"a": 1, "b": 4, "c": 4}.items(), start=1)
+    }
+    assert profiled_s(SshSettings(data_holder="a", workers=machines)) == {"a": 1, "b": 8, "c": 12}
+
+
+@pytest.fixture
+def normalized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs get a model that normalizes over the samples alone, as resnet18's last layers do at 32x32 pixels."""
+    parts = {"flatten": nn.Flatten(), "first": nn.Linear(16, 4), "norm": nn.BatchNorm1d(4), "last": nn.Linear(4, 10)}
+    model = chain_from_module(nn.Sequential(OrderedDict(parts)), "normalized", (1, 4, 4), 10)
+    monkeypatch.setattr("hiertrain.profiling.build_model", lambda **_: model)
+
+
+def job(*sample_counts: int) -> ProfileJob:
+    model = ModelSettings(name="normalized")
+    return ProfileJob(model=model, threads=1, sample_counts=sample_counts, repetitions=1, warm_up=0, time_limit_s=60)
+
+
+@pytest.mark.usefixtures("normalized")
+def test_a_sample_count_that_batch_norm_refuses_is_skipped() -> None:
+    profile = time_layers(job(1, 2, 3), lambda *_: None)
+    assert profile.measurement is not None
+    assert {point.samples for point in profile.measurement.points} == {0, 2, 3}
+    (reason,) = profile.measurement.skipped
+    assert reason.startswith("1 samples: layer norm refuses them: Expected more than 1 value per channel")
+
+
+@pytest.mark.usefixtures("normalized")
+@pytest.mark.parametrize("counts", [(1,), (1, 2)])
+def test_a_layer_that_leaves_too_few_sample_counts_to_fit_is_named(counts: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"1 samples: layer norm refuses them: .*; there must be two sample counts"):
+        time_layers(job(*counts), lambda *_: None)
 
 
 def test_profile_and_links_of_an_emulated_testbed() -> None:
