@@ -13,6 +13,7 @@ from hiertrain.stages import measure_layers, measure_links, train
 from hiertrain.tables import action_table, prediction_table, timeline_table
 from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.settings import AnySettings, kind_of_times
+from hiertrain.values import InputError
 
 MOST = 30  # iterations per plan, after one that warms up
 
@@ -29,7 +30,7 @@ def compare_plans(
 
     Plans that are predicted to take longer than ``slowest_s`` per iteration are listed, not executed. The tables:
     plans and actions (``prediction_table``, ``action_table``), and the optimum's timeline, predicted and real.
-    Raises InputError, WorkerError.
+    Raises WorkerError, and InputError also where even the optimum is too slow: there is nothing to compare then.
     """
     with open_testbed(settings) as testbed:
         profile = measure_layers(testbed, training.model, sample_counts=sample_counts)
@@ -38,6 +39,12 @@ def compare_plans(
         plans = {**family_plans(problem), "optimum": optimize(problem).plan}
         programs = {name: compile_plan(plan, profile.chain, problem.execution) for name, plan in plans.items()}
         predicted = {name: simulate(program, profile, network) for name, program in programs.items()}
+        optimum_s = predicted["optimum"].makespan_s
+        if optimum_s > slowest_s:
+            raise InputError(
+                f"optimum: predicted to take {optimum_s:.3g} s per iteration; "
+                f"must be at most slowest_s, {slowest_s:g} s, for anything to be compared"
+            )
         runs = {}
         for name in tqdm(plans, desc="plans", unit="plan", leave=False):
             if predicted[name].makespan_s <= slowest_s:
