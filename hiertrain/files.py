@@ -112,3 +112,5 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     if target.is_dir():
         raise InputError(f"{path}: cannot be written: it is a folder")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot be written: folder {target.parent} is not writable")

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,19 @@ def test_a_broken_file_is_named_in_one_line(name: str, text: str | None, message
     with pytest.raises(InputError, match=message) as caught:
         files.load(Network, tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_writable_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As for a user who is not root, whom permissions do not stop.
+    monkeypatch.setattr(os, "access", lambda path, mode: (os.stat(path).st_mode >> 6) & mode == mode)
+    files.check_output(tmp_path / "value.json")
+    for mode in (0o500, 0o600):
+        tmp_path.chmod(mode)
+        with pytest.raises(InputError, match=rf"value.json: cannot be written: folder {tmp_path} is not writable"):
+            files.check_output(tmp_path / "value.json")
+    tmp_path.chmod(0o700)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: Not a directory"):
+        files.check_output(tmp_path / "file" / "folder" / "value.json")
