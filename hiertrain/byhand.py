@@ -40,18 +40,20 @@ class _Folder:
             case Beat():
                 self._done += answer.iterations
                 self._clock += answer.clock
-                self._bar.update(len(answer.iterations))
                 if os.getppid() != self._starter:  # killed; whatever it died of, nobody else would end this worker
-                    self.fail("torchrun is gone")
-                    os._exit(1)
+                    try:
+                        self.fail("torchrun is gone")
+                    finally:  # also where nobody reads what is printed any more
+                        os._exit(1)
+                self._bar.update(len(answer.iterations))
             case Snapshot():
                 (self._folder / f"weights-{answer.iteration}.bin").write_bytes(payload)
 
     def close(self, error: str | None) -> str:
         """Write the report; return what there is to say about it."""
-        self._bar.close()
         report = Report(worker=self._name, error=error, iterations=tuple(self._done), clock=tuple(self._clock))
         files.save(report, self._report)
+        self._bar.close()
         times_s = [iteration.ended_s - iteration.started_s for iteration in self._done]
         typical = f", {median(times_s) * 1e3:.2f} ms each (measured, median)" if times_s else ""
         return f"worker {self._name}: {len(times_s)} iterations{typical}; written: {self._report}"
@@ -83,7 +85,8 @@ def train_by_hand(path: Path, folder: Path) -> int:
     except InputError as error:
         sys.stderr.write(f"hiertrain: error: {error}\n")
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun passes on what ends it
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # torchrun passes on what ends it
+        signal.signal(number, signal.default_int_handler)
     pulse = Pulse(answers.put)
     try:
         with pulse:

@@ -44,7 +44,7 @@ from hiertrain.jobs import (
 )
 from hiertrain.models import build_model
 from hiertrain.profiling import probe_link, time_layers
-from hiertrain.runtime import Runner, pack_weights
+from hiertrain.runtime import Runner, pack_weights, synchronize
 from hiertrain.transport import Transport
 
 
@@ -177,11 +177,12 @@ def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], puls
     """Train by the job's plan. Each worker reports its iterations, the root its weights."""
     torch.set_num_threads(job.threads)
     training, plan = job.training, job.plan
-    model = build_model(**dict(training.model))
+    device = torch.device(job.accelerator)
+    model = build_model(**dict(training.model)).to(device)
+    synchronize(device)  # before the group meets: a first use of an accelerator may take longer than a message may
     dataset = load_dataset(training.dataset, training.data_folder) if name == plan.data_holder else None
     torch.manual_seed(training.seed + job.group.members.index(name))  # of Dropout: another stream on each worker
     with Transport(name, job.group, job.links) as transport:
-        device = torch.device(job.accelerator)
         runner = Runner(name, plan, job.execution, model, transport, training.optimizer, job.pace, device)
         pulse.where = lambda: runner.where
         # Labels reach the workers once, before the first iteration; they are not part of its time.

@@ -1,7 +1,9 @@
 """Workers that people start by hand, with torchrun on each machine: here three on this one, and no testbed."""
 
+import io
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 from hiertrain import files
-from hiertrain.byhand import train_by_hand
+from hiertrain.byhand import _Folder, train_by_hand
 from hiertrain.cli import main
 from hiertrain.datasets import load_dataset
-from hiertrain.jobs import Jobs, Report
+from hiertrain.jobs import Beat, Iteration, Jobs, Report, TrainJob
 from hiertrain.models import build_model
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Plan
@@ -26,6 +29,7 @@ from hiertrain.program import compile_plan
 from hiertrain.reference import train_on_one_process
 from hiertrain.testbeds.local import LOOPBACK
 from hiertrain.training import TrainingRun
+from hiertrain.worker import Pulse, train
 
 WORKERS = ("device", "edge", "cloud")
 STAR = {"device": ("edge", 3, 4), "edge": (None, 13, 5), "cloud": ("edge", 7, 3)}
@@ -130,6 +134,81 @@ def test_a_failure_says_who_and_where_and_keeps_what_was_done(folder: Path) -> N
     report = files.load(Report, folder / "out" / "device.json")
     assert report.error
     assert len(report.iterations) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT], ids=lambda number: number.name)
+def test_what_torchrun_passes_on_leaves_a_report(folder: Path, number: signal.Signals) -> None:
+    assert write_jobs(folder, "alone", "--iterations=1000000") == 0
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=LIMIT_S))
+    environment = {**os.environ, **ENVIRONMENT, "MASTER_PORT": str(store.port)}
+    command = [sys.executable, *worker(folder, "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+        assert process.stderr is not None
+        printed = b""
+        while not re.search(rb"[1-9]\d*/1000000", printed):
+            printed += (read := os.read(process.stderr.fileno(), 4096))
+            assert read, printed
+        process.send_signal(number)
+        printed += process.stderr.read()
+    assert process.returncode == 1, printed
+    report = files.load(Report, folder / "out" / "device.json")
+    assert report.error is not None
+    assert re.fullmatch(r"iteration \d+, .*: interrupted", report.error)
+    assert report.iterations
+
+
+class Terminal(io.StringIO):
+    """Where a worker prints, until it is closed at the other end."""
+
+    gone = False
+
+    def write(self, text: str) -> int:
+        if self.gone:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_a_worker_without_torchrun_reports_and_ends_though_nobody_reads_what_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    answers = _Folder("device", 3, tmp_path)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(Terminal, "gone", True)
+    done = Iteration(loss=1, started_s=1, ended_s=2, spans=(), late_s=0)
+    with pytest.raises(SystemExit, match="1"):
+        answers.put(Beat(iterations=(done,)))
+    assert files.load(Report, tmp_path / "device.json") == Report(
+        worker="device", error="torchrun is gone", iterations=(done,), clock=()
+    )
+
+
+def test_an_accelerator_is_ready_before_the_group_meets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert write_jobs(folder, "alone") == 0
+    job = files.load(Jobs, folder / "jobs.json").job("device", "127.0.0.1", 1)
+    steps: list[str] = []
+
+    class Model:
+        def to(self, device: torch.device) -> "Model":
+            steps.append(f"to {device}")
+            return self
+
+    class MetError(Exception):
+        pass
+
+    def meet(*_: object) -> None:
+        raise MetError
+
+    monkeypatch.setattr("hiertrain.worker.build_model", lambda **_: Model())
+    monkeypatch.setattr("hiertrain.worker.synchronize", lambda device: steps.append(f"wait for {device}"))
+    monkeypatch.setattr("hiertrain.worker.Transport", meet)
+    with pytest.raises(MetError):
+        train("device", TrainJob(**{**dict(job), "accelerator": "cuda"}), lambda *_: None, Pulse(lambda _: None))
+    assert steps == ["to cuda", "wait for cuda"]
 
 
 @pytest.mark.parametrize(
