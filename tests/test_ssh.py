@@ -24,6 +24,7 @@ from hiertrain.plan import Execution
 from hiertrain.stages import train_jobs, training_settings
 from hiertrain.testbeds import open_testbed, preflight
 from hiertrain.testbeds.base import WorkerError
+from hiertrain.testbeds.local import LOOPBACK
 from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
 from hiertrain.testbeds.settings import SshSettings, SshWorker, load_testbed
 from hiertrain.testbeds.ssh import PACKAGE, command_on, copy_command, find_problems, ssh_command
@@ -105,6 +106,19 @@ def test_a_missing_client_or_configuration_is_said_once(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="ssh is not installed on this machine"), open_testbed(one_worker()):
         pass
+
+
+def test_what_reads_data_is_wanted_on_the_data_holder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executable(tmp_path / "ssh", '#!/bin/sh\nfor words; do :; done\nexec sh -c "$words"\n')  # to this machine
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "scikit_learn-1.0.dist-info").mkdir()
+    (tmp_path / "scikit_learn-1.0.dist-info" / "METADATA").write_text("Name: scikit-learn\nVersion: 1.0\n")
+    python = executable(tmp_path / "old", f'#!/bin/sh\nexec env PYTHONPATH={tmp_path} {sys.executable} "$@"\n')
+    machine = SshWorker(host="here", address="127.0.0.1", interface=LOOPBACK, python=python)
+    assert find_problems(SshSettings(data_holder="edge", workers={"device": machine, "edge": machine})) == [
+        f"worker edge on host here: package scikit-learn is version 1.0; must be {version('scikit-learn')} "
+        "as on this machine"
+    ]
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,12 @@ class Testbed:
                 raise WorkerError(f"worker {name} is gone, the session is over; open a new testbed")
         try:
             for name, job in jobs.items():
-                write_message(self._workers[name].stdin, Request(job=job))
+                try:
+                    write_message(self._workers[name].stdin, Request(job=job))
+                except BrokenPipeError:
+                    words = self._workers[name].last_words()
+                    raise WorkerError(f"worker {name} is gone, the session is over{words}") from None
             return self._collect(set(jobs), self.settings.timeout_s, on_event)
-        except BrokenPipeError:
-            self.close()
-            raise WorkerError(f"a worker of {', '.join(jobs)} is gone, the session is over") from None
         except BaseException:
             self.close()
             raise

@@ -13,6 +13,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 from pydantic import Field, PositiveFloat, PositiveInt, RootModel, field_validator, model_validator
 
 from hiertrain import files
+from hiertrain.jobs import BEAT_S
 from hiertrain.network import Link, Network
 from hiertrain.values import InputError, Value
 
@@ -79,7 +80,8 @@ class _TestbedSettings(Value, Generic[W]):
 
     data_holder: str
     workers: Mapping[str, W] = Field(min_length=1)
-    timeout_s: PositiveFloat = 8.0  # a worker or a link without a sign of life for so long counts as lost
+    # A worker or a link without a sign of life for so long counts as lost; a busy machine may miss a few beats.
+    timeout_s: float = Field(default=8.0, ge=4 * BEAT_S)
 
     @model_validator(mode="after")
     def _data_holder_is_a_worker(self) -> "_TestbedSettings[W]":
@@ -109,11 +111,12 @@ class NetnsSettings(_TestbedSettings[NetnsWorker]):
     def _links_can_be_shaped(self) -> "NetnsSettings":
         _check_links(self.links, self.workers)
         for link in self.links:
-            if link.latency_ms:
-                raise ValueError(
-                    f"link from {link.source!r} to {link.target!r}: latency_ms {link.latency_ms:g}; "
-                    "must be 0, because only rates are shaped here"
-                )
+            for field in ("latency_ms", "burst_bytes"):
+                if value := getattr(link, field):
+                    raise ValueError(
+                        f"link from {link.source!r} to {link.target!r}: {field} {value:g}; "
+                        "must be 0, because only rates are shaped here, with buckets that fit them"
+                    )
         return self
 
 
@@ -150,13 +153,12 @@ def load_testbed(path: str | PathLike[str]) -> AnySettings:
 def kind_of_times(settings: AnySettings) -> Literal["measured", "emulated"]:
     """The label of times from this testbed.
 
-    Measured over the links of real machines and over links that the kernel shapes, where paced computing lasts as a
-    frozen profile says; emulated where the program itself delays messages or computing on one machine.
+    Measured over the links of real machines and over links that the kernel shapes between namespaces, where paced
+    computing lasts as a frozen profile says; emulated where the program itself delays messages, or computing elsewhere.
     """
-    if settings.kind != "local":
-        return "measured"
-    emulated = settings.links or any(worker.slowdown != 1 for worker in settings.workers.values())
-    return "emulated" if emulated else "measured"
+    paced = settings.kind != "netns" and any(worker.slowdown != 1 for worker in settings.workers.values())
+    delayed = settings.kind == "local" and bool(settings.links)
+    return "emulated" if paced or delayed else "measured"
 
 
 def with_bandwidth(settings: Shaped, worker: str, mbps: float) -> Shaped:

@@ -28,6 +28,7 @@ from hiertrain.values import InputError, Value
 
 OLDEST_PYTHON = (3, 11)
 PACKAGES = ("numpy", "pydantic", "torch", "torchvision")  # decide how a worker computes and what it sends
+DATA_PACKAGES = ("scikit-learn",)  # read a data set, which only the data holder does
 CHECK_LIMIT_S = 60.0  # starting Python and, where CUDA is asked for, importing PyTorch on a slow machine
 CONNECT_LIMIT_S = 3.0  # between two workers: long enough for one packet to be lost
 COPY_LIMIT_S = 120.0
@@ -63,7 +64,7 @@ def find_problems(settings: SshSettings) -> list[str]:
         problems: dict[str, list[str]] = {}
         listeners: dict[str, tuple[str, int]] = {}
         inspected: list[str] = []
-        requests = {name: _inspection_request(name, worker) for name, worker in settings.workers.items()}
+        requests = {name: _inspection_request(name, settings) for name in settings.workers}
         for name, answer in _ask_all(pool, sessions, _Inspection, requests).items():
             if isinstance(answer, str):
                 problems[name] = [answer]
@@ -234,8 +235,10 @@ class _Connections(Value):
 A = TypeVar("A", _Inspection, _Connections)
 
 
-def _inspection_request(name: str, worker: SshWorker) -> dict[str, object]:
-    return {"name": name, "address": worker.address, "packages": PACKAGES, "cuda": worker.accelerator == "cuda"}
+def _inspection_request(name: str, settings: SshSettings) -> dict[str, object]:
+    worker = settings.workers[name]
+    packages = (*PACKAGES, *DATA_PACKAGES) if name == settings.data_holder else PACKAGES
+    return {"name": name, "address": worker.address, "packages": packages, "cuda": worker.accelerator == "cuda"}
 
 
 def _ask_all(

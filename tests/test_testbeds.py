@@ -1,0 +1,97 @@
+"""What every kind of testbed has: rules of its settings, the label of its times, and errors that name a worker."""
+
+import sys
+
+import pytest
+
+from hiertrain.jobs import BEAT_S, ModelSettings, ProfileJob
+from hiertrain.network import Link
+from hiertrain.testbeds.base import Host, Testbed, WorkerError
+from hiertrain.testbeds.settings import (
+    AnySettings,
+    LocalSettings,
+    NetnsSettings,
+    NetnsWorker,
+    SshSettings,
+    SshWorker,
+    WorkerSettings,
+    kind_of_times,
+)
+
+LINK = Link(source="a", target="b", bandwidth_mbps=8, latency_ms=0)
+JOB = ProfileJob(
+    model=ModelSettings(name="lenet5"), threads=1, sample_counts=(1,), repetitions=1, warm_up=0, time_limit_s=1
+)
+READY = '{"answer": {"kind": "ready", "store_port": 1}}'
+# Workers that say they are ready: one reads no job, one answers its job by a sign of life, again and again.
+DEAF = f"import os, time; os.close(0); print('{READY}', flush=True); time.sleep(1)"
+ALIVE = f"""
+import sys
+print('{READY}', flush=True)
+for line in sys.stdin:
+    print('{{"answer": {{"kind": "beat"}}}}', flush=True)
+"""
+
+
+def machine(slowdown: float = 1) -> SshWorker:
+    return SshWorker(host="pi", address="10.0.0.1", interface="eth0", slowdown=slowdown)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        (LocalSettings(data_holder="a", workers={"a": WorkerSettings()}), "measured"),
+        (LocalSettings(data_holder="a", workers={"a": WorkerSettings(slowdown=2)}), "emulated"),
+        (
+            LocalSettings(data_holder="a", workers={"a": WorkerSettings(), "b": WorkerSettings()}, links=(LINK,)),
+            "emulated",
+        ),
+        (
+            NetnsSettings(data_holder="a", workers={"a": NetnsWorker(slowdown=2), "b": NetnsWorker()}, links=(LINK,)),
+            "measured",
+        ),
+        (SshSettings(data_holder="a", workers={"a": machine(), "b": machine()}), "measured"),
+        (SshSettings(data_holder="a", workers={"a": machine(), "b": machine(2)}), "emulated"),
+    ],
+)
+def test_the_label_of_times(settings: AnySettings, kind: str) -> None:
+    assert kind_of_times(settings) == kind
+
+
+@pytest.mark.parametrize(("field", "value"), [("latency_ms", 5), ("burst_bytes", 20_000)])
+def test_namespaces_refuse_what_they_do_not_shape(field: str, value: float) -> None:
+    workers = {"a": NetnsWorker(), "b": NetnsWorker()}
+    link = Link.model_validate({**dict(LINK), field: value})
+    with pytest.raises(ValueError, match=rf"link from 'a' to 'b': {field} {value}; must be 0"):
+        NetnsSettings(data_holder="a", workers=workers, links=(link,))
+    LocalSettings(data_holder="a", workers=dict.fromkeys("ab", WorkerSettings()), links=(link,))
+
+
+def test_silence_is_longer_than_a_few_beats() -> None:
+    workers = {"a": WorkerSettings()}
+    with pytest.raises(ValueError, match=r"timeout_s\n.*greater than or equal to"):
+        LocalSettings(data_holder="a", workers=workers, timeout_s=3 * BEAT_S)
+    LocalSettings(data_holder="a", workers=workers, timeout_s=4 * BEAT_S)
+
+
+def fake_testbed(**programs: str) -> Testbed:
+    settings = LocalSettings(data_holder="a", workers=dict.fromkeys(programs, WorkerSettings()))
+    hosts = {name: Host((sys.executable, "-SEc", program), "127.0.0.1") for name, program in programs.items()}
+    return Testbed(settings, hosts)
+
+
+def test_a_worker_that_takes_no_job_is_the_one_that_is_named() -> None:
+    with fake_testbed(a=ALIVE, b=DEAF, c=ALIVE) as testbed:
+        with pytest.raises(WorkerError, match=r"^worker b is gone, the session is over"):
+            testbed.run(dict.fromkeys("abc", JOB))
+        assert all(worker.process.poll() is not None for worker in testbed._workers.values())
+
+
+def test_a_pipe_of_the_callers_is_no_workers_fault() -> None:
+    def show(*_: object) -> None:
+        raise BrokenPipeError
+
+    with fake_testbed(a=ALIVE) as testbed:
+        with pytest.raises(BrokenPipeError):
+            testbed.run({"a": JOB}, on_event=show)
+        assert testbed._workers["a"].process.poll() is not None
