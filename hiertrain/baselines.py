@@ -1,7 +1,21 @@
-"""The plans that hybrid parallelism is compared with. Each is a plan like any other: same cost model, same runtime."""
+"""The plans that hybrid parallelism is compared with. Each is a plan like any other: same cost model, same runtime.
 
+A *chain* of workers splits the layers only: all samples start on its first worker, each worker sends its activations to
+the next one, the last one computes the loss. Every combination of cuts is tried, so the best chain is found exactly.
+"""
+
+from collections.abc import Iterable
+from itertools import combinations, permutations
+
+import numpy as np
+
+from hiertrain.bounds import Boxes, Evaluator, Floats, Tree
 from hiertrain.chain import Chain
-from hiertrain.plan import Assignment, Plan
+from hiertrain.cost import iteration_s
+from hiertrain.integers import TIE
+from hiertrain.plan import Assignment, Plan, Problem
+from hiertrain.search import Candidate
+from hiertrain.values import InputError
 
 
 def single_worker_plan(chain: Chain, workers: tuple[str, ...], worker: str, batch_size: int, data_holder: str) -> Plan:
@@ -10,3 +24,56 @@ def single_worker_plan(chain: Chain, workers: tuple[str, ...], worker: str, batc
     everything = Assignment(parent=None, depth=chain.depth, samples=batch_size)
     parts = {name: everything if name == worker else idle for name in workers}
     return Plan(batch_size=batch_size, data_holder=data_holder, workers=parts)
+
+
+def best_chain(problem: Problem, order: tuple[str, ...]) -> Plan:
+    """``jointdnn`` and its kind: the fastest chain of some of the workers, in the given order.
+
+    Who would compute no layer is left out instead of passing on, so raw samples go to the first worker that computes.
+    Raises InputError when one of the workers is not there to compute.
+    """
+    for name in order:
+        if name not in problem.workers:
+            raise InputError(
+                f"chain {' -> '.join(order)}: {name!r} is not one of the problem's workers {', '.join(problem.workers)}"
+            )
+    return _fastest(problem, [part for size in range(1, len(order) + 1) for part in combinations(order, size)])
+
+
+def best_layer_parallel(problem: Problem) -> Plan:
+    """``layer-parallel``: the fastest chain of any of the workers in any order."""
+    sizes = range(1, len(problem.workers) + 1)
+    return _fastest(problem, [order for size in sizes for order in permutations(problem.workers, size)])
+
+
+def _fastest(problem: Problem, orders: Iterable[tuple[str, ...]]) -> Plan:
+    """The first of the fastest plans of all chains in which every worker computes. Times within ``TIE`` are equal."""
+    chains = [chain for order in orders if (chain := _chain_plans(problem, order))]
+    candidates = [candidate for chain in chains for candidate in chain]
+    bounds_s = np.concatenate([_bounds_s(problem, chain) for chain in chains])
+    times_s: dict[int, float] = {}
+    fastest_s = float("inf")
+    for place in np.argsort(bounds_s, kind="stable").tolist():
+        if bounds_s[place] > fastest_s * (1 + TIE):
+            break
+        times_s[place] = iteration_s(problem, candidates[place].plan(problem))
+        fastest_s = min(fastest_s, times_s[place])
+    first = min(place for place, time_s in times_s.items() if time_s <= fastest_s * (1 + TIE))
+    return candidates[first].plan(problem)
+
+
+def _chain_plans(problem: Problem, order: tuple[str, ...]) -> list[Candidate]:
+    """Every combination of cuts at which each worker has a layer of its own; none where there are too few layers."""
+    layers, others = problem.profile.chain.depth, len(order) - 1
+    tree = Tree(order[::-1], tuple(range(-1, others)))
+    samples = (*[0] * others, problem.batch_size)
+    return [Candidate(tree, (layers, *cuts[::-1]), samples) for cuts in combinations(range(1, layers), others)]
+
+
+def _bounds_s(problem: Problem, chain: list[Candidate]) -> Floats:
+    """Each plan's time, or a little less where activations travel with 8 bits; (P,), for plans of one tree."""
+    evaluator = Evaluator(problem, chain[0].tree)
+    if problem.execution.activation_encoding == "uint8":
+        evaluator.output_bytes = evaluator.output_bytes / 4  # which it takes for float32; without the scale's bytes
+    samples = np.array([candidate.samples for candidate in chain]).T
+    return evaluator.bounds_s(Boxes(np.array([candidate.depths for candidate in chain]).T, samples, samples))

@@ -25,6 +25,10 @@ class LayerCost(Value):
     def scaled(self, factor: float) -> "LayerCost":
         return LayerCost(fixed_s=self.fixed_s * factor, per_sample_s=self.per_sample_s * factor)
 
+    def linear_at(self, samples: int) -> "LayerCost":
+        """The paper's cost, proportional to n, with the same seconds for n = ``samples`` (at least 1)."""
+        return LayerCost(fixed_s=0.0, per_sample_s=self.seconds(samples) / samples)
+
 
 class LayerTimes(Value):
     """One layer on one worker."""
@@ -38,6 +42,12 @@ class LayerTimes(Value):
             forward=self.forward.scaled(factor),
             backward=self.backward.scaled(factor),
             update_s=self.update_s * factor,
+        )
+
+    def linear_at(self, samples: int) -> "LayerTimes":
+        """With costs proportional to the number of samples that are right at ``samples``."""
+        return LayerTimes(
+            forward=self.forward.linear_at(samples), backward=self.backward.linear_at(samples), update_s=self.update_s
         )
 
 
@@ -82,6 +92,10 @@ class WorkerProfile(Value):
             measurement=self.measurement,
         )
 
+    def linear_at(self, samples: int) -> "WorkerProfile":
+        """With costs proportional to the number of samples that are right at ``samples``."""
+        return self.model_copy(update={"layers": tuple(times.linear_at(samples) for times in self.layers)})
+
     @cached_property
     def update_s(self) -> float:
         """Seconds of one optimizer step over all layers."""
@@ -120,6 +134,12 @@ class Profile(Value):
     def chain(self) -> Chain:
         """The sizes alone."""
         return Chain(model=self.model, sample_bytes=self.sample_bytes, dtype=self.dtype, layers=self.layers)
+
+    def linear_at(self, samples: int) -> "Profile":
+        """The profile that the paper's scheduler knows: costs proportional to n that are right at n = ``samples``."""
+        return self.model_copy(
+            update={"workers": {name: worker.linear_at(samples) for name, worker in self.workers.items()}}
+        )
 
     def worker(self, name: str) -> WorkerProfile:
         """The times of worker ``name``. Raises InputError when it was not profiled."""

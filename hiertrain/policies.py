@@ -1,0 +1,102 @@
+"""Every policy that is compared: the best plan under its restriction, and how it is executed (DESIGN, section 6).
+
+All plans are found, exactly, with the same cost model, and their times are predicted with the same costs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from hiertrain.baselines import best_chain, best_layer_parallel
+from hiertrain.cost import iteration_s
+from hiertrain.plan import Plan, Problem
+from hiertrain.program import Program, compile_plan
+from hiertrain.scheduling import optimize
+from hiertrain.solution import Shape
+from hiertrain.values import InputError, RunError
+
+# The chains of workers that split layers only; all samples start on the first worker that computes.
+CHAINS = {
+    "all-device": ("device",),
+    "all-edge": ("edge",),
+    "all-cloud": ("cloud",),
+    "jointdnn": ("device", "cloud"),
+    "jointdnn+": ("device", "edge", "cloud"),
+    "jalad": ("device", "cloud"),
+    "jalad+": ("device", "edge", "cloud"),
+}
+POLICIES = (*CHAINS, "data-parallel", "layer-parallel", "hiertrain", "hiertrain+")
+# The proofs take seconds; on a busy computer more.
+TIME_LIMIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a policy comes to for a problem."""
+
+    name: str
+    plan: Plan
+    problem: Problem  # with the execution that the plan runs with
+
+    @cached_property
+    def predicted_s(self) -> float:
+        """Seconds of one iteration."""
+        return iteration_s(self.problem, self.plan)
+
+
+def find_policies(problem: Problem, names: Sequence[str] = POLICIES) -> dict[str, Policy]:
+    """The named policies, in the given order, for workers named device, edge and cloud.
+
+    Raises InputError for an unknown name, for a worker that a policy needs and the problem does not have, and for a
+    problem with constraints or with activations in 8 bits; RunError when the proof of an optimum takes too long.
+    """
+    for name in names:
+        if name not in POLICIES:
+            raise InputError(f"policy {name!r} is unknown; there are {', '.join(POLICIES)}")
+    execution = problem.execution.model_copy(update={"activation_encoding": "float32"})
+    free = Problem(
+        problem.profile, problem.network, problem.batch_size, problem.data_holder, execution, problem.excluded
+    )
+    if problem != free:
+        raise InputError("policies: they restrict a problem themselves; it must have no constraint and send float32")
+    return {name: _find(name, problem) for name in names}
+
+
+def same_work(one: Policy, other: Policy) -> bool:
+    """Whether a run of one is a run of the other, for two policies of a problem: every worker does the same."""
+    return _program(one) == _program(other)
+
+
+def _program(policy: Policy) -> Program:
+    return compile_plan(policy.plan, policy.problem.profile.chain, policy.problem.execution)
+
+
+def _find(name: str, problem: Problem) -> Policy:
+    if name.startswith("jalad"):
+        execution = problem.execution.model_copy(update={"activation_encoding": "uint8"})
+        problem = replace(problem, execution=execution)
+    return Policy(name, _plan(name, problem), problem)
+
+
+def _plan(name: str, problem: Problem) -> Plan:
+    match name:
+        case "data-parallel":
+            return _optimum(replace(problem, whole_model=True), "tree")
+        case "layer-parallel":
+            return best_layer_parallel(problem)
+        case "hiertrain":  # the paper's costs are proportional to the number of samples
+            return _optimum(replace(problem, profile=problem.profile.linear_at(problem.batch_size)), "star")
+        case "hiertrain+":
+            return _optimum(problem, "tree")
+    return best_chain(problem, CHAINS[name])
+
+
+def _optimum(problem: Problem, shape: Shape) -> Plan:
+    """The fastest plan. Raises RunError where it is not proven within the time limit."""
+    solution = optimize(problem, shape=shape, time_limit_s=TIME_LIMIT_S)
+    if solution.status != "optimal":
+        raise RunError(
+            f"plan of shape {shape!r} for {problem.profile.model}: after {TIME_LIMIT_S:.0f} s the best one takes "
+            f"{solution.objective_s} s, and only {solution.bound_s} s is proven to be necessary"
+        )
+    return solution.plan

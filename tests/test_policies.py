@@ -1,0 +1,241 @@
+"""The policies: ordered by construction, exact against enumeration, and each executed as it says."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hiertrain import files, policies
+from hiertrain.cost import iteration_s
+from hiertrain.figures import POLICY_STYLES
+from hiertrain.integers import TIE
+from hiertrain.network import Link, Network
+from hiertrain.paths import DATA
+from hiertrain.plan import Assignment, Execution, Plan, Problem
+from hiertrain.policies import POLICIES, Policy, find_policies, same_work
+from hiertrain.profile import LayerCost, Profile
+from hiertrain.program import compile_plan, simulate
+from hiertrain.scheduling import RESOLUTION, optimize
+from hiertrain.values import InputError, RunError
+from tests.oracles import admissible_plans
+from tests.strategies import planned_problems, problems
+
+NAMES = ("device", "edge", "cloud")
+SLACK = 1 + RESOLUTION + TIE  # plans that differ by less are equal
+
+# Pairs of policies with the same costs and execution of which the first admits all plans of the second.
+ORDERED = [
+    *(("hiertrain+", name) for name in POLICIES if not name.startswith("jalad")),
+    *(("jointdnn", f"all-{name}") for name in ("device", "cloud")),
+    *(("jointdnn+", name) for name in ("all-device", "all-edge", "all-cloud", "jointdnn")),
+    ("layer-parallel", "jointdnn+"),
+    ("data-parallel", "all-device"),
+    ("data-parallel", "all-edge"),
+    ("data-parallel", "all-cloud"),
+    ("jalad+", "jalad"),
+]
+
+
+def eight_bits(problem: Problem) -> Problem:
+    return replace(problem, execution=problem.execution.model_copy(update={"activation_encoding": "uint8"}))
+
+
+def visible(policy: Policy) -> tuple[dict[str, Assignment], str | None]:
+    """All of a plan and its execution that makes a difference."""
+    plan, chain = policy.plan, policy.problem.profile.chain
+    parts = {name: part for name, part in plan.workers.items() if plan.active(name)}
+    sent = any(part.depth < chain.depth and chain.output_bytes(part.depth) for part in parts.values())
+    return parts, policy.problem.execution.activation_encoding if sent else None
+
+
+def check_order(found: dict[str, Policy]) -> None:
+    for better, worse in ORDERED:
+        assert found[better].predicted_s <= found[worse].predicted_s * SLACK, (better, worse)
+
+
+@settings(max_examples=12)
+@given(problems(workers=3, max_layers=3, max_batch=6))
+def test_more_freedom_is_never_slower(problem: Problem) -> None:
+    found = find_policies(problem)
+    check_order(found)
+    star_s = optimize(problem, shape="star").objective_s
+    data_parallel = optimize(replace(problem, whole_model=True), shape="star").plan
+    assert star_s <= iteration_s(problem, data_parallel) * SLACK
+    for name in ("all-device", "all-edge", "all-cloud", "jointdnn", "hiertrain"):
+        assert star_s <= found[name].predicted_s * SLACK
+
+
+def chain_of(problem: Problem, *parts: tuple[str, int]) -> Plan:
+    """The plan of (worker, depth) from the root down, without those that compute no layer of their own."""
+    depths = [*(depth for _, depth in parts[1:]), 0]
+    active = [part for part, below in zip(parts, depths, strict=True) if part[1] > below]
+    workers = {name: Assignment(parent=active[0][0], depth=0, samples=0) for name in NAMES}
+    for place, (name, depth) in enumerate(active):
+        last = place == len(active) - 1
+        workers[name] = Assignment(
+            parent=active[place - 1][0] if place else None, depth=depth, samples=problem.batch_size if last else 0
+        )
+    return Plan(batch_size=problem.batch_size, data_holder=problem.data_holder, workers=workers)
+
+
+def all_plans(problem: Problem, name: str) -> list[Plan]:
+    """What a policy chooses from."""
+    layers = problem.profile.chain.depth
+    cuts = range(layers + 1)
+    if name.startswith("all-"):
+        return [chain_of(problem, (name.removeprefix("all-"), layers))]
+    if name in ("jointdnn", "jalad"):
+        return [chain_of(problem, ("cloud", layers), ("device", cut)) for cut in cuts]
+    if name in ("jointdnn+", "jalad+"):
+        return [
+            chain_of(problem, ("cloud", layers), ("edge", second), ("device", first))
+            for first, second in product(cuts, cuts)
+            if first <= second
+        ]
+    if name == "layer-parallel":
+        return [
+            chain_of(problem, (root, layers), (middle, second), (leaf, first))
+            for root, middle, leaf in permutations(NAMES)
+            for first, second in product(cuts, cuts)
+            if first <= second
+        ]
+    plans = list(admissible_plans(problem, "star" if name == "hiertrain" else "tree"))
+    if name == "data-parallel":
+        return [plan for plan in plans if all(plan.workers[w].depth in (0, layers) for w in NAMES)]
+    return plans
+
+
+def linear(problem: Problem) -> Problem:
+    """The problem as the paper's scheduler sees it, written out."""
+    batch = problem.batch_size
+
+    def proportional(cost: LayerCost) -> dict[str, float]:
+        return {"fixed_s": 0.0, "per_sample_s": cost.seconds(batch) / batch}
+
+    content = problem.profile.model_dump()
+    for name, worker in problem.profile.workers.items():
+        for entry, times in zip(content["workers"][name]["layers"], worker.layers, strict=True):
+            entry |= {"forward": proportional(times.forward), "backward": proportional(times.backward)}
+    return replace(problem, profile=Profile.model_validate(content))
+
+
+def simulated_s(problem: Problem, plan: Plan) -> float:
+    program = compile_plan(plan, problem.profile.chain, problem.execution)
+    return simulate(program, problem.profile, problem.network).makespan_s
+
+
+@settings(max_examples=15)
+@given(problems(workers=3, max_layers=3, max_batch=3))
+def test_every_policy_is_the_best_of_its_plans_and_knows_its_equals(problem: Problem) -> None:
+    found = find_policies(problem)
+    assert tuple(found) == POLICIES
+    for one, other in product(found.values(), repeat=2):
+        assert same_work(one, other) == (visible(one) == visible(other)), (one.name, other.name)
+    for name, policy in found.items():
+        encoding = "uint8" if name.startswith("jalad") else "float32"
+        execution = Execution(sample_encoding=problem.execution.sample_encoding, activation_encoding=encoding)
+        executed = replace(problem, execution=execution)
+        assert (policy.name, policy.problem) == (name, executed)
+        assert policy.predicted_s == pytest.approx(simulated_s(executed, policy.plan), rel=1e-9)
+        known = linear(executed) if name == "hiertrain" else executed
+        plans = all_plans(problem, name)
+        assert policy.plan.workers in [plan.workers for plan in plans]
+        assert simulated_s(known, policy.plan) <= min(simulated_s(known, plan) for plan in plans) * SLACK
+
+
+def recorded_problem(model: str, batch_size: int) -> Problem:
+    profile = files.load(Profile, DATA / "profiles" / f"{model}.json")
+    factors = {"device": 12.0, "edge": 3.0, "cloud": 1.0}
+    workers = {name: profile.worker(name).scaled(factor) for name, factor in factors.items()}
+    links = [
+        Link(source=a, target=b, bandwidth_mbps=5 if "cloud" in (a, b) else 20, latency_ms=5, burst_bytes=1200)
+        for a, b in permutations(NAMES, 2)
+    ]
+    return Problem(profile.model_copy(update={"workers": workers}), Network(links=tuple(links)), batch_size, "device")
+
+
+@pytest.mark.parametrize("model", ["lenet5", "alexnet-cifar", "alexnet", "vgg16", "resnet50"])
+def test_policies_of_recorded_profiles_keep_their_restrictions(model: str) -> None:
+    problem = recorded_problem(model, batch_size=32)
+    found = find_policies(problem)
+    check_order(found)
+    for name, (first, *_) in policies.CHAINS.items():
+        workers = found[name].plan.workers
+        used = [worker for worker in NAMES if found[name].plan.active(worker)]
+        assert set(used) <= set(policies.CHAINS[name])
+        assert first not in used or workers[first].samples == 32
+        assert [workers[worker].parent for worker in used] == [*used[1:], None]
+    assert 32 in [part.samples for part in found["layer-parallel"].plan.workers.values()]
+    assert {part.depth for part in found["data-parallel"].plan.workers.values()} <= {0, len(problem.profile.layers)}
+    star = found["hiertrain"].plan
+    assert all(star.workers[name].parent in (None, star.root) for name in NAMES if star.active(name))
+
+
+@settings(max_examples=50)
+@given(problems(workers=3), st.integers(1, 8))
+def test_linear_costs_are_right_at_one_number_of_samples(problem: Problem, samples: int) -> None:
+    profile = problem.profile
+    fitted = profile.linear_at(samples)
+    assert fitted.chain == profile.chain
+    for name, worker in profile.workers.items():
+        for before, after in zip(worker.layers, fitted.workers[name].layers, strict=True):
+            assert after.update_s == before.update_s
+            for known, exact in ((after.forward, before.forward), (after.backward, before.backward)):
+                assert known.fixed_s == 0
+                assert known.seconds(samples) == pytest.approx(exact.seconds(samples))
+                assert known.seconds(3 * samples) == pytest.approx(3 * exact.seconds(samples))
+
+
+@settings(max_examples=50)
+@given(planned_problems())
+def test_parents_of_idle_workers_make_no_difference(drawn: tuple[Problem, Plan]) -> None:
+    problem, plan = drawn
+    idle = Assignment(parent=plan.root, depth=0, samples=0)
+    moved = {name: part if plan.active(name) else idle for name, part in plan.workers.items()}
+    other = Plan(batch_size=plan.batch_size, data_holder=plan.data_holder, workers=moved)
+    assert same_work(Policy("one", plan, problem), Policy("other", other, problem))
+
+
+def test_an_encoding_makes_a_difference_where_something_travels_in_it() -> None:
+    problem = recorded_problem("lenet5", 4)
+    for depth, same in ((0, True), (3, False), (13, True)):
+        plan = chain_of(problem, ("cloud", 13), ("device", depth))
+        assert same_work(Policy("one", plan, problem), Policy("other", plan, eight_bits(problem))) == same
+
+
+def test_every_policy_has_a_style() -> None:
+    assert tuple(POLICY_STYLES) == POLICIES
+
+
+REFUSED: list[tuple[Callable[[Problem], Problem], list[str], str]] = [
+    (lambda problem: problem, ["jointdnn", "jointdnn++"], r"policy 'jointdnn\+\+' is unknown; there are all-device"),
+    (lambda problem: replace(problem, excluded=frozenset({"edge"})), ["jalad+"], "'edge' is not one of"),
+    (lambda problem: replace(problem, samples_stay=True), ["all-cloud"], "it must have no constraint"),
+    (lambda problem: replace(problem, root="edge"), ["all-cloud"], "it must have no constraint"),
+    (eight_bits, ["jointdnn"], "send float32"),
+]
+
+
+@pytest.mark.parametrize(("change", "names", "message"), REFUSED)
+def test_what_cannot_be_compared_is_refused(
+    change: Callable[[Problem], Problem], names: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        find_policies(change(recorded_problem("lenet5", 4)), names)
+
+
+def test_two_tiers_have_policies_too() -> None:
+    problem = replace(recorded_problem("lenet5", 16), excluded=frozenset({"edge"}))
+    found = find_policies(problem, ["jointdnn", "data-parallel", "layer-parallel", "hiertrain+"])
+    assert not any(policy.plan.active("edge") for policy in found.values())
+    assert found["hiertrain+"].predicted_s <= found["layer-parallel"].predicted_s * SLACK
+    assert found["layer-parallel"].predicted_s <= found["jointdnn"].predicted_s * SLACK
+
+
+def test_an_unproven_optimum_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "TIME_LIMIT_S", 1e-9)
+    with pytest.raises(RunError, match="plan of shape 'tree' for alexnet: after 0 s the best one takes"):
+        find_policies(recorded_problem("alexnet", 128), ["hiertrain+"])
