@@ -148,13 +148,11 @@ def test_every_policy_is_the_best_of_its_plans_and_knows_its_equals(problem: Pro
 
 def recorded_problem(model: str, batch_size: int) -> Problem:
     profile = files.load(Profile, DATA / "profiles" / f"{model}.json")
-    factors = {"device": 12.0, "edge": 3.0, "cloud": 1.0}
-    workers = {name: profile.worker(name).scaled(factor) for name, factor in factors.items()}
     links = [
         Link(source=a, target=b, bandwidth_mbps=5 if "cloud" in (a, b) else 20, latency_ms=5, burst_bytes=1200)
         for a, b in permutations(NAMES, 2)
     ]
-    return Problem(profile.model_copy(update={"workers": workers}), Network(links=tuple(links)), batch_size, "device")
+    return Problem(profile, Network(links=tuple(links)), batch_size, "device")
 
 
 @pytest.mark.parametrize("model", ["lenet5", "alexnet-cifar", "alexnet", "vgg16", "resnet50"])
