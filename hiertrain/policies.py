@@ -1,4 +1,4 @@
-"""Every policy that is compared: the best plan under its restriction, and how it is executed (DESIGN, section 6).
+"""Every policy that is compared: the best plan under its restriction, and how it is executed.
 
 All plans are found, exactly, with the same cost model, and their times are predicted with the same costs.
 """

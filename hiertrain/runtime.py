@@ -157,7 +157,7 @@ class Runner:
         self._position = None
         try:
             return self._perform(_State(labels[self._rows].to(self._device), batch))
-        except RuntimeError as error:
+        except Exception as error:  # a layer may raise anything
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             reason, _, _ = reason.partition(". This is typically")  # Gloo's guess; the testbed knows better
             raise ActionError(f"{self.where}: {reason}") from error
@@ -261,7 +261,8 @@ class Runner:
                 own = len(state.gradient) - action.samples
                 state.gradient, tensor = state.gradient[:own], state.gradient[own:]
             case Kind.SEND_GRADIENTS:
-                torch.cat([_flat_gradient(parameter) for parameter in self._parameters], out=self._gradients)
+                if self._parameters:
+                    torch.cat([_flat_gradient(parameter) for parameter in self._parameters], out=self._gradients)
                 tensor = self._gradients
             case _:
                 tensor = self._prefix(self._weights, action)

@@ -213,6 +213,27 @@ def test_larger_models_equal_single_process_sgd(
     assert largest_difference(testbed, plan, model, "synthetic", optimizer, iterations=2) < TOLERANCE
 
 
+def test_a_worker_whose_layers_have_no_parameters(testbed: Testbed) -> None:
+    options = {"transform_input": True, "dropout": 0.0, "init_weights": False}
+    dataset = load_dataset("synthetic")
+    training = training_settings(ModelSettings(name="googlenet", options=options), dataset, 8, iterations=2)
+    chain = build_model(**dict(training.model)).chain
+    assert not chain.parameter_prefix_bytes[1]
+    plan = tree(8, device=("edge", 1, 8), edge=(None, chain.depth, 0))
+    run = train(testbed, instant_problem(chain, 8, Execution.paper()), plan, training)
+    assert run.losses == pytest.approx(train_on_one_process(training, dataset).losses, rel=1e-4)
+
+
+def test_whatever_a_layer_raises_is_told_with_its_place(testbed_of_its_own: Testbed) -> None:
+    training = training_settings(ModelSettings(name="resnet18"), load_dataset("synthetic"), 8, iterations=1)
+    chain = build_model(**dict(training.model)).chain
+    plan = tree(8, device=("edge", chain.depth - 2, 1), edge=(None, chain.depth, 7))  # BatchNorm of a single value
+    with pytest.raises(
+        WorkerError, match=r"device failed: .*iteration 1, action \d+ of \d+ \(forward .*more than 1 value"
+    ):
+        train(testbed_of_its_own, instant_problem(chain, 8, Execution.paper()), plan, training)
+
+
 def test_batch_norm_is_exact_only_where_one_worker_sees_the_whole_mini_batch(testbed: Testbed) -> None:
     dataset = load_dataset("synthetic")
     training = training_settings(ModelSettings(name="resnet18"), dataset, 32, iterations=1)
