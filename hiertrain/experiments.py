@@ -151,9 +151,9 @@ class _Work:
 
     @property
     def record(self) -> str:
-        """The record's name, the same for the same work."""
+        """The record's name, the same for the same work; it begins with the number of the notebook that it belongs to."""
         digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()
-        return f"{self.parameters['model']}-{digest[:12]}"
+        return f"06-{self.parameters['model']}-{digest[:12]}"
 
 
 def _work(settings: Emulated, setting: Setting, policy: Policy, work_s: float) -> _Work:
