@@ -22,7 +22,7 @@ from hiertrain.datasets import load_dataset
 from hiertrain.jobs import ModelSettings, OptimizerSettings, Training
 from hiertrain.paths import DATA
 from hiertrain.plan import Execution, Plan, Problem
-from hiertrain.policies import Policy, find_policies
+from hiertrain.policies import POLICIES, Policy, find_policies
 from hiertrain.profile import Profile
 from hiertrain.program import SENDS, Kind, compile_plan, simulate
 from hiertrain.records import recall, remembered
@@ -134,11 +134,12 @@ def problem_at(settings: Emulated, setting: Setting) -> Problem:
     )
 
 
-def find_cases(settings: Emulated, points: Sequence[Setting]) -> list[Case]:
-    """The plans of all policies at every different point. Raises InputError."""
+def find_cases(settings: Emulated, points: Sequence[Setting], names: Sequence[str] = POLICIES) -> list[Case]:
+    """The plans of the named policies at every different point. Raises InputError."""
     different = list(dict.fromkeys(points))
     return [
-        Case(point, find_policies(problem_at(settings, point))) for point in tqdm(different, desc="plans", leave=False)
+        Case(point, find_policies(problem_at(settings, point), names))
+        for point in tqdm(different, desc="plans", leave=False)
     ]
 
 
@@ -151,34 +152,47 @@ class _Work:
 
     @property
     def record(self) -> str:
-        """The record's name, the same for the same work; it begins with the number of the notebook that it belongs to."""
-        digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()
-        return f"06-{self.parameters['model']}-{digest[:12]}"
+        """The record's name, the same for the same work."""
+        return record_name("06", self.parameters)
 
 
-def _work(settings: Emulated, setting: Setting, policy: Policy, work_s: float) -> _Work:
-    """Workers that compute nothing, links that carry nothing and encodings that nothing travels in are left out."""
-    plan, execution = policy.plan, policy.problem.execution
-    program = compile_plan(plan, policy.problem.profile.chain, execution)
-    actions = [(worker, action) for worker, own in program.actions.items() for action in own]
-    kinds = {action.kind for _, action in actions}
-    computing = sorted({worker for worker, action in actions if action.peer is None})
-    links = sorted({(worker, action.peer) for worker, action in actions if action.kind in SENDS and action.peer})
+def record_name(notebook: str, parameters: Mapping[str, object]) -> str:
+    """Of a record of work, the same for the same work; it begins with the number of its notebook."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+    return f"{notebook}-{parameters['model']}-{digest[:12]}"
+
+
+def effective_execution(policy: Policy) -> Execution:
+    """How the policy's plan is executed, without encodings that nothing travels in."""
+    execution = policy.problem.execution
+    program = compile_plan(policy.plan, policy.problem.profile.chain, execution)
+    kinds = {action.kind for own in program.actions.values() for action in own}
     if Kind.SEND_SAMPLES not in kinds:
         execution = execution.model_copy(update={"sample_encoding": "uint8"})
     if Kind.SEND_ACTIVATIONS not in kinds:
         execution = execution.model_copy(update={"activation_encoding": "float32"})
-    parameters = {
+    return execution
+
+
+def work_parameters(settings: Emulated, setting: Setting, policy: Policy) -> dict[str, object]:
+    """What is executed for a policy, the same for the same work, as JSON content.
+
+    Workers that compute nothing, links that carry nothing and encodings that nothing travels in are left out.
+    """
+    plan = policy.plan
+    program = compile_plan(plan, policy.problem.profile.chain, policy.problem.execution)
+    actions = [(worker, action) for worker, own in program.actions.items() for action in own]
+    computing = sorted({worker for worker, action in actions if action.peer is None})
+    links = sorted({(worker, action.peer) for worker, action in actions if action.kind in SENDS and action.peer})
+    return {
         "testbed": settings.kind,
         "model": setting.model,
         "batch_size": setting.batch_size,
-        "execution": execution.model_dump(),
+        "execution": effective_execution(policy).model_dump(),
         "plan": {name: plan.workers[name].model_dump() for name in plan.participants if plan.active(name)},
         "slowdown": {worker: setting.slowdown(worker) for worker in computing},
         "mbps": {f"{source} to {target}": setting.mbps(source, target) for source, target in links},
-        "work_s": work_s,
     }
-    return _Work(policy, parameters)
 
 
 def observe(
@@ -205,7 +219,10 @@ def observe(
 
 
 def _works(settings: Emulated, case: Case, work_s: float) -> list[_Work]:
-    return [_work(settings, case.setting, policy, work_s) for policy in case.policies.values()]
+    return [
+        _Work(policy, {**work_parameters(settings, case.setting, policy), "work_s": work_s})
+        for policy in case.policies.values()
+    ]
 
 
 def _execute(testbed: Testbed, work: _Work, work_s: float) -> dict[str, object]:

@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,13 +21,15 @@ import nbformat
 import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from papermill.exceptions import PapermillExecutionError, strip_color
-from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator, model_validator
 from tqdm import tqdm
 
 from hiertrain import files
 from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
 from hiertrain.records import Environment, environment_record, package_versions, run_folder
 from hiertrain.values import InputError, RunError, Value
+
+MISSING = "missing"  # stands for the digest of a file that is not there
 
 
 class NotebookError(RunError):
@@ -37,8 +39,9 @@ class NotebookError(RunError):
 class NotebookSettings(Value):
     """What one notebook gets, and what must exist under results/<run>/ after it."""
 
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)
-    outputs: tuple[str, ...] = Field(min_length=1)
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)  # in a variant: beside those of its base
+    outputs: tuple[str, ...] = ()  # in a variant: those of its base
+    without: tuple[str, ...] = ()  # in a variant: outputs of its base that do not appear
 
     @field_validator("outputs")
     @classmethod
@@ -51,10 +54,23 @@ class NotebookSettings(Value):
 
 
 class ParameterFile(Value):
-    """notebooks/parameters/<name>.yml: which notebooks to execute, in which order."""
+    """notebooks/parameters/<name>.yml: which notebooks to execute, in which order.
 
+    A variant names another one as its base and says only what is different; what it does not list is not executed.
+    """
+
+    base: str | None = None
     run: str  # folder under results/, unless another one is asked for
     notebooks: dict[str, NotebookSettings] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _outputs_are_declared_once(self) -> "ParameterFile":
+        for name, settings in self.notebooks.items():
+            if self.base is None and (settings.without or not settings.outputs):
+                raise ValueError(f"notebook {name!r}: must have outputs, and nothing to go without")
+            if self.base is not None and settings.outputs:
+                raise ValueError(f"notebook {name!r}: its outputs are those of the base {self.base!r}")
+        return self
 
 
 class NotebookRecord(Value):
@@ -62,7 +78,7 @@ class NotebookRecord(Value):
 
     fingerprint: str
     parameters: dict[str, JsonValue]
-    outputs: dict[str, str]  # sha256 by path
+    outputs: dict[str, str]  # sha256 by path; what is declared, and the notebook's records
     seconds: float
     environment: Environment
 
@@ -129,9 +145,27 @@ def prepare(
 ) -> list[Job]:
     """Check a parameter file against the notebooks that it names; nothing is executed. Raises InputError."""
     path = _parameter_path(parameter_file, notebooks)
-    settings = files.load(ParameterFile, path)
+    settings = _load_parameters(path, notebooks)
     folder = run_folder(settings.run if run is None else run, results)
     return [_prepare(name, part, notebooks, folder, path) for name, part in settings.notebooks.items()]
+
+
+def _load_parameters(path: Path, notebooks: Path) -> ParameterFile:
+    """The parameter file, whole. Raises InputError, also for what a variant's base does not have."""
+    variant = files.load(ParameterFile, path)
+    if variant.base is None:
+        return variant
+    base = files.load(ParameterFile, _parameter_path(variant.base, notebooks)).notebooks
+    whole = {}
+    for name, changes in variant.notebooks.items():
+        _check_known(f"{path}: notebook of {variant.base!r}", name, list(base))
+        for output in changes.without:
+            _check_known(f"{path}: {name}: output of {variant.base!r}", output, base[name].outputs)
+        whole[name] = NotebookSettings(
+            parameters={**base[name].parameters, **changes.parameters},
+            outputs=tuple(output for output in base[name].outputs if output not in changes.without),
+        )
+    return ParameterFile(run=variant.run, notebooks=whole)
 
 
 def _parameter_path(parameter_file: str | Path, notebooks: Path) -> Path:
@@ -205,21 +239,30 @@ def _digest(*content: object) -> str:
 
 
 def _digest_of_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else MISSING
 
 
-def _digests_of_outputs(job: Job) -> dict[str, str]:
-    return {output: _digest_of_file(job.folder / output) for output in job.outputs}
+def _digests(job: Job, outputs: Iterable[str]) -> dict[str, str]:
+    return {output: _digest_of_file(job.folder / output) for output in dict.fromkeys(outputs)}
+
+
+def _records_of(job: Job) -> list[str]:
+    """The records that carry the notebook's number: measurements that its other outputs were made from."""
+    found = (job.folder / "records").glob(f"{job.name.partition('-')[0]}-*.json")
+    return sorted(f"records/{path.name}" for path in found if not path.name.endswith(".failed.json"))
 
 
 def _bring_up_to_date(job: Job, fingerprint: str, force: bool, bar: tqdm) -> Outcome:
     """Execute a notebook unless it was executed in just this way and its outputs are as it left them."""
     begin = time.perf_counter()
-    if not force and _is_unchanged(job, fingerprint):
+    reason = "asked for" if force else _reason(job, fingerprint)
+    if reason is None:
         bar.update(job.cells)
         return Outcome(job.name, ran=False, seconds=time.perf_counter() - begin)
-    for success in (".json", ".ipynb"):  # should this execution fail, nothing says that the notebook succeeded
-        job.path(success).unlink(missing_ok=True)
+    bar.write(f"{job.name:<24} starts: {reason}")
+    # Should this execution fail, nothing says that the notebook succeeded.
+    for success in (job.path(".json"), job.path(".ipynb"), job.folder / "report.html"):
+        success.unlink(missing_ok=True)
     job.path(".ipynb").parent.mkdir(parents=True, exist_ok=True)
     bar.set_description(job.name)
     before = {output: _version(job.folder / output) for output in job.outputs}
@@ -234,7 +277,7 @@ def _bring_up_to_date(job: Job, fingerprint: str, force: bool, bar: tqdm) -> Out
     record = NotebookRecord(
         fingerprint=fingerprint,
         parameters=dict(job.parameters),
-        outputs=_digests_of_outputs(job),
+        outputs=_digests(job, [*job.outputs, *_records_of(job)]),
         seconds=seconds,
         environment=environment_record(),
     )
@@ -242,14 +285,22 @@ def _bring_up_to_date(job: Job, fingerprint: str, force: bool, bar: tqdm) -> Out
     return Outcome(job.name, ran=True, seconds=seconds)
 
 
-def _is_unchanged(job: Job, fingerprint: str) -> bool:
+def _reason(job: Job, fingerprint: str) -> str | None:
+    """Why the notebook must be executed; None when it was executed in just this way and nothing has changed since."""
     if not (job.path(".json").is_file() and job.path(".ipynb").is_file()):
-        return False
+        return "it has not been executed yet"
     try:
         record = files.load(NotebookRecord, job.path(".json"))
     except InputError:
-        return False  # written by another version of the workbench, whose results are to be replaced
-    return record.fingerprint == fingerprint and record.outputs == _digests_of_outputs(job)
+        return "its record is of another version of the workbench"
+    if record.fingerprint != fingerprint:
+        return "the code, its parameters or what it builds on have changed"
+    for output, digest in _digests(job, [*job.outputs, *record.outputs]).items():
+        if digest == MISSING:
+            return f"{output} is missing"
+        if digest != record.outputs.get(output):
+            return f"{output} is not as the notebook left it"
+    return None
 
 
 def _execute(job: Job, bar: tqdm) -> None:

@@ -190,7 +190,7 @@ def action_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Timeli
 
     Durations summed over the workers' actions of the kind, predicted and the median over the iterations but the
     first; ``error_percent`` is their difference as a share of the plan's iteration. Waiting is left out, and so are
-    messages that were there when they were asked for. A receiver that was busy takes a message later than it came.
+    messages that were there when they were asked for.
     """
     rows = []
     for name, run in runs.items():
