@@ -1,0 +1,156 @@
+"""The grid: what is the same work, what it is asked of testbeds, and that recorded work is not done again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hiertrain import experiments, records
+from hiertrain.cost import iteration_s
+from hiertrain.experiments import (
+    Case,
+    check_emulated,
+    find_cases,
+    observe,
+    policy_table,
+    policy_timelines,
+    problem_at,
+    setting_of,
+    settings_at,
+    speedup_table,
+    varied,
+)
+from hiertrain.stages import measure_links
+from hiertrain.testbeds import find_testbed, open_testbed
+from hiertrain.testbeds.nominal import nominal_network
+from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, WorkerSettings
+from hiertrain.values import InputError
+
+LOCAL = check_emulated(find_testbed("local"))
+MIDDLE = setting_of(LOCAL, "lenet5", 8)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    (slower,) = varied(MIDDLE, "cloud_mbps", [1.0])
+    return find_cases(LOCAL, [MIDDLE, slower, MIDDLE])
+
+
+def records_of(case: Case) -> dict[str, str]:
+    table = policy_table(LOCAL, [case], {}, work_s=1.0)
+    assert table["record"].isna().all()
+    works = experiments._works(LOCAL, case, 1.0)
+    return {work.policy.name: work.record for work in works}
+
+
+def test_a_setting_gives_the_testbed_its_speeds_and_rates() -> None:
+    changed = MIDDLE.model_copy(
+        update={"cloud_mbps": 2.0, "device_edge_mbps": 30.0, "edge_slowdown": 3.3, "sample_encoding": "float32"}
+    )
+    settings = settings_at(LOCAL, changed)
+    assert {link.bandwidth_mbps for link in settings.links if "cloud" in (link.source, link.target)} == {2.0}
+    assert {link.bandwidth_mbps for link in settings.links if "cloud" not in (link.source, link.target)} == {30.0}
+    problem = problem_at(LOCAL, changed)
+    assert {name: worker.slowdown for name, worker in problem.profile.workers.items()} == {
+        name: worker.slowdown for name, worker in settings.workers.items()
+    }
+    device, edge = (problem.profile.worker(name).update_s for name in ("device", "edge"))
+    assert edge / device == pytest.approx(3.3 / 23.4)
+    assert problem.sample_bytes == 4 * 3 * 32 * 32
+    assert setting_of(settings, "lenet5", 8) == changed.model_copy(update={"sample_encoding": "uint8"})
+
+
+def test_what_makes_no_difference_is_the_same_work(cases: list[Case]) -> None:
+    assert len(cases) == 2
+    middle, slower = map(records_of, cases)
+    assert middle["all-device"] == slower["all-device"]  # uses no link
+    assert middle["all-edge"] == slower["all-edge"]  # does not reach the cloud
+    assert middle["all-cloud"] != slower["all-cloud"]
+    assert len({middle["all-device"], middle["all-edge"], middle["all-cloud"]}) == 3
+    for name, policy in cases[0].policies.items():
+        for other, another in cases[0].policies.items():
+            if middle[name] == middle[other]:
+                assert policy.predicted_s == another.predicted_s
+    (faster_cloud,) = varied(MIDDLE, "cloud_slowdown", [3.0])
+    single = {name: cases[0].policies[name] for name in ("all-edge", "all-cloud")}
+    problem = problem_at(LOCAL, faster_cloud)
+    moved = Case(faster_cloud, {name: replace(policy, problem=problem) for name, policy in single.items()})
+    assert records_of(moved)["all-edge"] == middle["all-edge"]
+    assert records_of(moved)["all-cloud"] != middle["all-cloud"]
+
+
+def test_work_is_executed_once_and_then_recalled(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for function in (records.recall, records.remembered):
+        assert function.__defaults__ is not None
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    first = Case(MIDDLE, {name: cases[0].policies[name] for name in ("all-edge", "jointdnn+", "hiertrain+")})
+    results = observe("try", LOCAL, [first], work_s=0.2, slowest_s=10.0)
+    monkeypatch.setattr(experiments, "open_testbed", lambda _: pytest.fail("there is nothing left to execute"))
+    assert observe("try", LOCAL, [first], work_s=0.2, slowest_s=10.0) == results
+    with pytest.raises(pytest.fail.Exception):
+        observe("try", LOCAL, [first], work_s=0.3, slowest_s=10.0)
+    assert not observe("try", LOCAL, [first], work_s=0.3, slowest_s=1e-6)
+
+    table = policy_table(LOCAL, [first], results, 0.2).set_index("policy")
+    assert set(table["kind"]) == {"emulated"}
+    for name, row in table.iterrows():
+        iteration_ms = 1e3 * np.array(results[row["record"]]["iteration_s"])
+        assert row["iterations"] == len(iteration_ms) > 1
+        assert row["low_ms"] <= row["observed_ms"] == np.median(iteration_ms) <= row["high_ms"]
+        policy = first.policies[str(name)]
+        assert row["predicted_ms"] == 1e3 * iteration_s(policy.problem, policy.plan)
+    speedups = speedup_table(table.reset_index(), of="hiertrain+").set_index("policy")
+    edge, best = table.loc["all-edge"], table.loc["hiertrain+"]
+    assert list(speedups.index) == ["all-edge", "jointdnn+"]
+    assert speedups.loc["all-edge", "observed"] == edge["observed_ms"] / best["observed_ms"]
+    assert speedups.loc["all-edge", "low"] == edge["low_ms"] / best["high_ms"]
+
+    real = policy_timelines(LOCAL, first, results, 0.2)
+    foreseen = policy_timelines(LOCAL, first, {}, 0.2)
+    assert set(real["source"]) == {"emulated"}
+    assert set(foreseen["source"]) == {"predicted"}
+    assert list(real["policy"].unique()) == list(foreseen["policy"].unique())
+    assert ", ".join(real["policy"].unique()).count("jointdnn+") == 1
+    best_ms = foreseen[foreseen["policy"].str.contains("hiertrain+", regex=False)]["end_ms"].max()
+    assert best_ms == pytest.approx(best["predicted_ms"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (LocalSettings(data_holder="device", workers={"device": WorkerSettings(slowdown=2)}), "needs the workers"),
+        (LOCAL.model_copy(update={"links": LOCAL.links[:3]}), "a rate of every link"),
+    ],
+)
+def test_only_three_emulated_hosts_make_a_grid(settings: LocalSettings, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_emulated(settings)
+
+
+def test_sweeps_and_profiles_that_there_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"sweep of cloud_mbps: cloud_mbps: .*greater than 0, got -1"):
+        varied(MIDDLE, "cloud_mbps", [-1.0])
+    with pytest.raises(InputError, match="sweep of colour: colour: unknown field"):
+        varied(MIDDLE, "colour", [1.0])
+    (too_fast,) = varied(MIDDLE, "edge_slowdown", [1.5])
+    with pytest.raises(InputError, match=r"slowdown 1\.5: must be 1 .*at least 2"):
+        settings_at(LOCAL, too_fast)
+    monkeypatch.setattr(experiments, "DATA", tmp_path)
+    with pytest.raises(InputError, match=r"lenet5\.json: there is no recorded profile of 'lenet5'; git restores"):
+        problem_at(LOCAL, MIDDLE)
+
+
+@pytest.mark.netns
+def test_shaped_links_are_as_they_are_meant_to_be() -> None:
+    settings = find_testbed("netns")
+    assert isinstance(settings, NetnsSettings)
+    with open_testbed(settings) as testbed:
+        measured = measure_links(testbed, repetitions=5)
+    for link in nominal_network(settings).links:
+        probed = measured.link(link.source, link.target)
+        assert probed.bandwidth_mbps == pytest.approx(link.bandwidth_mbps, rel=0.15)
+        assert probed.burst_bytes <= 2 * link.burst_bytes + 5000
+    assert len(nominal_network(settings).links) == 6
