@@ -18,9 +18,12 @@ from hiertrain.figures import (
     plot_convergence,
     plot_errors,
     plot_fit,
+    plot_gaps,
+    plot_growth,
     plot_layer_times,
     plot_layers,
     plot_ratios,
+    plot_solve_times,
     plot_timeline,
     plot_times,
     save_figure,
@@ -85,6 +88,17 @@ RATIOS = pd.DataFrame(
         for rival in ("plain", "ddp")
     ]
 )
+SOLVING = pd.DataFrame(
+    [
+        {"model": model, "way": way, "solve_s": seconds, "axis": axis, "value": value}
+        for model in ("lenet5", "vgg16")
+        for way in ("trees", "stars", "programmes")
+        for seconds, axis, value in ((0.1, "layers", 5), (2.0, "layers", 10), (0.5, "workers", 3))
+    ]
+)
+GAPS = pd.DataFrame(
+    {"model": "lenet5", "batch_size": [8, 32], "gap_percent": [0.0, 0.1], "bound_below_percent": [0.5, 0.0]}
+)
 DRAWINGS = [
     (plot_layers, LAYERS, "exact sizes"),
     (lambda df: plot_layer_times(df, "emulated"), TIMES, "emulated"),
@@ -94,6 +108,9 @@ DRAWINGS = [
     (lambda df: plot_convergence(df, "measured"), CURVES, "measured"),
     (lambda df: plot_ratios(df, "measured"), RATIOS, "measured"),
     (plot_agreement, AGREEMENT, "measured time per iteration (ms)"),
+    (plot_solve_times, SOLVING[["model", "way", "solve_s"]], "measured"),
+    (plot_growth, SOLVING[["axis", "value", "way", "solve_s"]], "measured"),
+    (plot_gaps, GAPS, "predicted"),
     (lambda df: plot_errors(df, "case", "emulated", 10), ERRORS, "predicted minus emulated (%)"),
 ]
 

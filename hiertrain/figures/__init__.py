@@ -7,6 +7,7 @@ Every figure says whether it shows something measured (real run), emulated (real
 from hiertrain.figures.comparisons import plot_convergence, plot_ratios
 from hiertrain.figures.plans import plot_agreement, plot_errors, plot_timeline, plot_times
 from hiertrain.figures.profiles import plot_fit, plot_layer_times, plot_layers
+from hiertrain.figures.scheduler import plot_gaps, plot_growth, plot_solve_times
 from hiertrain.figures.speedups import plot_speedups, plot_sweeps
 from hiertrain.figures.style import ACTION_COLOURS, POLICY_STYLES, SOURCES, Source, load_caption, save_figure, use_style
 
@@ -20,9 +21,12 @@ __all__ = [
     "plot_convergence",
     "plot_errors",
     "plot_fit",
+    "plot_gaps",
+    "plot_growth",
     "plot_layer_times",
     "plot_layers",
     "plot_ratios",
+    "plot_solve_times",
     "plot_speedups",
     "plot_sweeps",
     "plot_timeline",
