@@ -33,7 +33,9 @@ def plot_speedups(df: pd.DataFrame, axis: str) -> Figure:
     with use_style():
         fig, axes = panels(len(models), 1, 1.0 + 1.35 * len(models))
         for ax, model in zip(axes, models, strict=True):
-            _draw_speedups(ax, df[df["model"] == model], axis)
+            rows = df[df["model"] == model]
+            _draw_speedups(ax, rows, axis)
+            _set_limits(ax, rows)
             ax.set_title(model, loc="left")
             ax.set_ylabel("speedup")
         axes[-1].set_xlabel(AXES[axis])
@@ -58,6 +60,7 @@ def plot_sweeps(df: pd.DataFrame) -> Figure:
             ax.set_visible(False)
         for ax in axes[:, 0]:
             ax.set_ylabel("speedup")
+        _set_limits(axes[0, 0], df)  # all panels share it
         _legend(fig, df["policy"])
     return fig
 
@@ -82,6 +85,10 @@ def _draw_speedups(ax: Axes, df: pd.DataFrame, axis: str) -> None:
     ax.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
     for direction in (ax.xaxis, ax.yaxis):
         direction.set_minor_formatter(NullFormatter())
+
+
+def _set_limits(ax: Axes, df: pd.DataFrame) -> None:
+    """Room for all that is drawn, and for the line of equal times."""
     top = np.nanmax([df["predicted"].max(), df["high"].max(), 1.2])
     ax.set_ylim(min(0.9, df["predicted"].min() * 0.95), top * 1.15)
 
