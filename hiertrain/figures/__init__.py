@@ -4,6 +4,7 @@ Every figure says whether it shows something measured (real run), emulated (real
 (cost model). The colours are seaborn's palette for colour-blind readers.
 """
 
+from hiertrain.figures.claims import plot_claims
 from hiertrain.figures.comparisons import plot_convergence, plot_ratios
 from hiertrain.figures.plans import plot_agreement, plot_errors, plot_timeline, plot_times
 from hiertrain.figures.profiles import plot_fit, plot_layer_times, plot_layers
@@ -18,6 +19,7 @@ __all__ = [
     "Source",
     "load_caption",
     "plot_agreement",
+    "plot_claims",
     "plot_convergence",
     "plot_errors",
     "plot_fit",

@@ -1,0 +1,307 @@
+"""Rules: what the tables of a run say about a claim. Each takes tables, or results of records, and returns a Finding.
+
+Speedups are another policy's time per iteration over HierTrain's; they and the plans are those of the grid of
+06-speedups. Raises KeyError for a table without a column that a rule needs.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from hiertrain.figures.speedups import STATED_SPEEDUP
+
+Verdict = Literal["holds", "fails", "open"]
+
+NOISE = 0.05  # two executions of a plan may differ by this share of its time
+GAIN = 0.01  # a smaller share of the time is not worth a plan of its own
+PROOF = 1e-5  # share of a plan's time by which what is proven may stay below it: the solver rounds costs to integers
+SAME_WEIGHT, SAME_ACCURACY = 1e-4, 0.02  # what rounding may change: share of the largest weight, and a few samples
+CLOSE, CLOSER, ENOUGH = 10, 5, 0.95  # percent of the time that most and half of the predictions may miss; share of most
+# What trains the same as HierTrain: JALAD, which rounds activations, does not.
+BASELINES = ("all-device", "all-edge", "all-cloud", "jointdnn", "jointdnn+", "data-parallel", "layer-parallel")
+# The names of the fully connected layers, by the models of 01-models.
+FULLY_CONNECTED = r"fc\d*$|classifier|heads"
+PART = re.compile(r"(\S+) 1\.\.(\d+) x \d+(?: to (\S+))?")  # of a plan in words: worker, depth, parent
+ONLY_PREDICTED = "only predicted here: 06-speedups was told to execute nothing"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a run says about a claim. A number is NaN where there is none."""
+
+    verdict: Verdict
+    reason: str
+    predicted: float = nan
+    measured: float = nan
+    low: float = nan
+    high: float = nan
+    where: str = ""  # the configuration that gave the numbers
+    kind: str = ""  # of what was observed: measured, emulated; predicted or exact where nothing had to be executed
+
+
+def reaches(policy: str, lowest_rate: bool, speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
+    """Whether the largest observed speedup over a policy is as large as the paper's."""
+    rows = _pairs(speedups, policies, [policy])
+    if lowest_rate:
+        rows = rows[rows["cloud_mbps"] == rows["cloud_mbps"].min()]
+    foreseen = _most(rows, "predicted")
+    observed = rows.dropna(subset="observed")
+    if observed.empty:
+        return _only_predicted(foreseen, foreseen["predicted"])
+    best = _most(observed, "observed")
+    reason = (
+        f"{best['observed']:.2f}x where {policy} is [{best['plan']}] and hiertrain [{best['plan_of']}]{_late(best)}"
+    )
+    if np.isnan(foreseen["observed"]) and foreseen["predicted"] > best["observed"]:
+        reason += f"; {foreseen['predicted']:.2f}x is predicted where {policy} is too slow to be executed"
+    return _found("holds" if best["observed"] >= STATED_SPEEDUP else "fails", reason, best)
+
+
+def unbeaten(others: tuple[str, ...], speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
+    """Whether none of the others is observed to be faster than hiertrain by more than noise.
+
+    The numbers are how many times as fast the fastest one is. Open where that is so, but quartiles overlap.
+    """
+    rows = _pairs(speedups, policies, others)
+    turned = {"predicted": "predicted", "observed": "observed", "low": "high", "high": "low"}
+    rows = rows.assign(**{name: 1 / rows[source] for name, source in turned.items()})
+    ratios = rows.dropna(subset="observed")
+    if ratios.empty:
+        foreseen = _most(rows, "predicted")
+        return _only_predicted(foreseen, foreseen["predicted"])
+    tried = len(ratios[_settings(speedups)].drop_duplicates())
+    faster = ratios[ratios["observed"] > 1 + NOISE]
+    if faster.empty:
+        closest = _most(ratios, "observed")
+        return _found("holds", f"in {tried} settings; the closest is {closest['policy']}{_late(closest)}", closest)
+    apart = faster[faster["low"] > 1]
+    fastest = _most(faster if apart.empty else apart, "observed")
+    counts = ", ".join(f"{name} {count}" for name, count in faster["policy"].value_counts(sort=False).items())
+    foreseen = int((faster["predicted"] > 1).sum())
+    reason = (
+        f"faster in some of {tried} settings: {counts}; the cost model foresees {foreseen} of these {len(faster)}"
+        f"{', since hiertrain is a star planned with costs proportional to the samples' if foreseen else ''}; by most "
+        f"it is {fastest['policy']}{_late(fastest)}"
+    )
+    return _found("open" if apart.empty else "fails", reason, fastest)
+
+
+def hybrid(speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
+    """In which share of the settings hiertrain is faster than the better of layers alone and samples alone."""
+    keys = _settings(speedups)
+    rows = _pairs(speedups, policies, ["layer-parallel", "data-parallel"])
+    share = float((rows.groupby(keys)["predicted"].min() > 1 + GAIN).mean())
+    observed = rows.dropna(subset="observed")
+    if observed.empty:
+        return _only_predicted(_most(rows, "predicted"), share)
+    better = observed.loc[observed.groupby(keys)["observed"].idxmin()]
+    won = better[["observed", "low", "high"]] > 1 + GAIN
+    shares = {name: float(won[name].mean()) for name in won}
+    most = _most(better, "observed")
+    return Finding(
+        "holds" if shares["observed"] > 0.5 else "fails",
+        f"in {won['observed'].sum()} of {len(better)} settings, by most {most['observed']:.2f}x{_late(most)}",
+        predicted=share,
+        measured=shares["observed"],
+        low=shares["low"],
+        high=shares["high"],
+        where=f"most: {_where(most)}",
+        kind=str(most["kind"]),
+    )
+
+
+def adapts(policies: pd.DataFrame) -> Finding:
+    """Whether hiertrain's plan changes along each model's longest sweep of the rate to the cloud."""
+    same = [key for key in _settings(policies) if key != "cloud_mbps"]
+    sweeps = {}
+    for model, rows in policies[policies["policy"] == "hiertrain"].groupby("model", sort=False):
+        groups = [group for _, group in rows.groupby(same, sort=False)]
+        sweeps[model] = max(groups, key=len)
+    sweeps = {model: sweep for model, sweep in sweeps.items() if len(sweep) > 1}
+    if not sweeps:
+        return Finding("open", "the grid of this run has one rate to the cloud only")
+    found = {model: sweep["plan"].nunique() for model, sweep in sweeps.items()}
+    executed = {model: sweep.dropna(subset="observed_ms")["plan"].nunique() for model, sweep in sweeps.items()}
+    cuts = {model: sweep["plan"].str.replace(r" x \d+", "", regex=True).nunique() for model, sweep in sweeps.items()}
+    rates = {model: sorted(sweep["cloud_mbps"]) for model, sweep in sweeps.items()}
+    return Finding(
+        "holds" if min(found.values()) > 1 else "fails",
+        "; ".join(
+            f"{model}: {found[model]} plans at {len(rates[model])} rates, with {cuts[model]} ways to divide the layers"
+            for model in sweeps
+        ),
+        predicted=float(min(found.values())),
+        measured=float(min(executed.values())) if any(executed.values()) else nan,
+        where="; ".join(f"{model} at {own[0]:g} to {own[-1]:g} Mbit/s to the cloud" for model, own in rates.items()),
+        kind="predicted",
+    )
+
+
+def connected(layers: pd.DataFrame) -> Finding:
+    """Which share of the parameters sits in fully connected layers."""
+    within = layers["parameter_kib"].where(layers["layer"].str.match(FULLY_CONNECTED), 0)
+    models = layers["model"]
+    shares = within.groupby(models, sort=False).sum() / layers["parameter_kib"].groupby(models, sort=False).sum()
+    return Finding(
+        "holds" if shares.min() > 0.5 else "fails",
+        "; ".join(f"{share:.1%} of {model}" for model, share in shares.items()),
+        measured=float(shares.min()),
+        where=str(shares.idxmin()),
+        kind="exact",
+    )
+
+
+def kept(policies: pd.DataFrame, layers: pd.DataFrame) -> Finding:
+    """Whether hiertrain's plans of several workers leave the fully connected layers to the root.
+
+    For a model whose layers are not listed: whether they leave the last layer to it.
+    """
+    before = {}  # by model: number of layers before the first fully connected one
+    for model, own in layers.groupby("model"):
+        matches = own["layer"].str.match(FULLY_CONNECTED)
+        before |= {model: int(np.argmax(matches))} if matches.any() else {}
+    plans = policies[(policies["policy"] == "hiertrain") & policies["plan"].str.contains(";")]
+    if plans.empty:
+        return Finding("open", "no plan of this run has several workers")
+
+    def is_kept(row: pd.Series) -> bool:
+        parts = PART.findall(row["plan"])
+        most = before.get(row["model"], max(int(depth) for _, depth, _ in parts) - 1)
+        return all(int(depth) <= most for _, depth, parent in parts if parent)
+
+    good = plans.apply(is_kept, axis="columns")
+    reason, where = f"{good.sum()} of {len(plans)} plans of several workers", "the whole grid"
+    if not good.all():
+        broken = plans[~good].iloc[0]
+        reason, where = f"{reason}, not for example [{broken['plan']}]", _where(broken)
+    return Finding(
+        "holds" if good.all() else "fails", reason, predicted=float(good.mean()), where=where, kind="predicted"
+    )
+
+
+def proven(optimization: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Finding:
+    """Whether the searches of 03-optimization and of 10-scheduler ended with a proof."""
+    optimal = pd.DataFrame(optimization["proofs"])["status"] == "optimal"
+    searches = pd.DataFrame(scheduler["recorded"])
+    searches = searches[searches["way"] != "programmes"]  # the paper's way, which proves nothing
+    gaps = 1 - searches["bound_ms"] / searches["objective_ms"]
+    ended, tried = int(optimal.sum() + (gaps <= PROOF).sum()), len(optimal) + len(gaps)
+    return Finding(
+        "holds" if ended == tried else "fails",
+        f"{ended} of {tried} searches ended with a proof; plans are at most {max(gaps.max(), 0):.0e} above their bound",
+        measured=ended / tried,
+        where="recorded profiles",
+        kind="exact",
+    )
+
+
+def same_training(drift: pd.DataFrame, scores: pd.DataFrame) -> Finding:
+    """Whether weights and accuracy in 04-training are those of one machine."""
+    relative = drift["largest_difference"] / drift["largest_weight"]
+    first, iterations = float(relative.iloc[0]), drift["iteration"].iloc[0]
+    apart = float(scores["test accuracy"].max() - scores["test accuracy"].min())
+    return Finding(
+        "holds" if first <= SAME_WEIGHT and apart <= SAME_ACCURACY else "fails",
+        f"training magnifies the difference to {relative.max():.0e} later, and accuracies end {apart:.4f} apart",
+        measured=first,
+        where=f"04-training, after {iterations} iterations",
+        kind="measured",
+    )
+
+
+def predicted_plans(plans: pd.DataFrame) -> Finding:
+    """Whether the times of 05-prediction are predicted."""
+    models, rates = plans["model"].unique(), plans["uplink_mbps"].unique()
+    where = f"{', '.join(models)}; {', '.join(f'{rate:g}' for rate in rates)} Mbit/s to the cloud"
+    return _predictions(plans["error_percent"], where, str(plans["kind"].iloc[0]))
+
+
+def predicted_grid(policies: pd.DataFrame) -> Finding:
+    """Whether the times of the grid are predicted; the same work counts once."""
+    executed = policies.dropna(subset="observed_ms").drop_duplicates("record")
+    if executed.empty:
+        return Finding("open", ONLY_PREDICTED)
+    errors = 100 * (executed["predicted_ms"] / executed["observed_ms"] - 1)
+    worst = _most(executed.assign(size=errors.abs()), "size")
+    return _predictions(errors, f"worst: {worst['policy']}, {_where(worst)}", str(worst["kind"]))
+
+
+def overhead(comparison: str, aim: float, benchmarks: pd.DataFrame) -> Finding:
+    """Whether the runtime takes at most ``aim`` times as long as what one would otherwise use."""
+    rows = benchmarks[benchmarks["comparison"] == comparison]
+    if rows.empty:
+        return Finding("open", f"09-benchmarks has no comparison of {comparison!r} in this run")
+    slow, surely = rows["ratio"] > aim, rows["low"] > aim
+    worst = _most(rows[surely] if surely.any() else rows, "ratio")
+    verdict = "fails" if surely.any() else "open" if slow.any() else "holds"
+    return Finding(
+        verdict,
+        f"at most {aim:g} times as long in {len(rows) - slow.sum()} of {len(rows)} cases",
+        measured=float(worst["ratio"]),
+        low=float(worst["low"]),
+        high=float(worst["high"]),
+        where=f"{worst['model']}, {worst['batch_size']} samples, against {worst['rival']}",
+        kind="measured",
+    )
+
+
+def _predictions(errors: pd.Series, where: str, kind: str) -> Finding:
+    """``errors``: in percent of the time that a plan had, one per plan."""
+    sizes = errors.abs()
+    share, median = float((sizes <= CLOSE).mean()), float(sizes.median())
+    return Finding(
+        "holds" if share >= ENOUGH and median <= CLOSER else "fails",
+        f"{(sizes <= CLOSE).sum()} of {len(sizes)} plans; median error {median:.1f}%, worst {sizes.max():.1f}%",
+        measured=share,
+        where=where,
+        kind=kind,
+    )
+
+
+def _settings(table: pd.DataFrame) -> list[str]:
+    """The columns that make up a setting: they stand before the policy."""
+    return list(table.columns[: list(table.columns).index("policy")])
+
+
+def _pairs(speedups: pd.DataFrame, policies: pd.DataFrame, others: list[str] | tuple[str, ...]) -> pd.DataFrame:
+    """One row per setting and other policy: the speedup over it, and both plans."""
+    keys = _settings(speedups)
+    plans = policies[[*keys, "policy", "plan", "late_share"]]
+    ours = plans[plans["policy"] == "hiertrain"].drop(columns="policy")
+    pairs = speedups.merge(plans, on=[*keys, "policy"]).merge(ours, on=keys, suffixes=("", "_of"))
+    return pairs[pairs["policy"].isin(others)]
+
+
+def _most(rows: pd.DataFrame, column: str) -> pd.Series:
+    """The row with the largest value."""
+    return rows.nlargest(1, column).iloc[0]
+
+
+def _found(verdict: Verdict, reason: str, row: pd.Series) -> Finding:
+    numbers = {name: float(row[name]) for name in ("predicted", "low", "high")}
+    return Finding(
+        verdict, reason, measured=float(row["observed"]), **numbers, where=_where(row), kind=str(row["kind"])
+    )
+
+
+def _only_predicted(row: pd.Series, predicted: float) -> Finding:
+    return Finding("open", ONLY_PREDICTED, predicted=float(predicted), where=_where(row), kind="predicted")
+
+
+def _where(row: pd.Series) -> str:
+    return (
+        f"{row['model']}, {row['batch_size']} samples as {row['sample_encoding']}; {row['device_edge_mbps']:g} Mbit/s "
+        f"device-edge, {row['cloud_mbps']:g} to the cloud; device, edge, cloud {row['device_slowdown']:g}, "
+        f"{row['edge_slowdown']:g}, {row['cloud_slowdown']:g} times as slow as the recorded profile"
+    )
+
+
+def _late(row: pd.Series) -> str:
+    """A note where this machine did not keep the pace of the hosts that it emulated."""
+    late = max(row["late_share"], row["late_share_of"])
+    return f"; paced actions came too late for {late:.0%} of the time there" if late > 0.01 else ""
