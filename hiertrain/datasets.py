@@ -42,7 +42,7 @@ class Dataset:
 
     name: str
     classes: int
-    train_samples: Tensor  # uint8 [n, C, 32, 32]
+    train_samples: Tensor  # uint8 [n, C, H, W]
     train_labels: Tensor  # int64 [n]
     test_samples: Tensor
     test_labels: Tensor
@@ -54,13 +54,16 @@ class Dataset:
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one sample."""
-        return (self.train_samples.shape[1], SIDE, SIDE)
+        channels, height, width = self.train_samples.shape[1:]
+        return (channels, height, width)
 
 
 def _check_part(name: str, samples: Tensor, labels: Tensor, dataset: Dataset) -> None:
     """Raise InputError unless samples and labels belong together."""
-    if samples.dtype != torch.uint8 or samples.ndim != 4 or samples.shape[2:] != (SIDE, SIDE):
-        raise InputError(f"{name}: samples must be uint8 [n, C, 32, 32]; got {samples.dtype} {list(samples.shape)}")
+    if samples.dtype != torch.uint8 or samples.ndim != 4 or samples.shape[1:] != dataset.train_samples.shape[1:]:
+        raise InputError(
+            f"{name}: samples must be uint8 [n, C, H, W], of one shape; got {samples.dtype} {list(samples.shape)}"
+        )
     if labels.dtype != torch.int64 or labels.shape != samples.shape[:1]:
         raise InputError(
             f"{name}: labels must be int64 [n], one for each of the {len(samples)} samples; "
