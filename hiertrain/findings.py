@@ -20,7 +20,8 @@ Verdict = Literal["holds", "fails", "open"]
 NOISE = 0.05  # two executions of a plan may differ by this share of its time
 GAIN = 0.01  # a smaller share of the time is not worth a plan of its own
 PROOF = 1e-5  # share of a plan's time by which what is proven may stay below it: the solver rounds costs to integers
-SAME_WEIGHT, SAME_ACCURACY = 1e-4, 0.02  # what rounding may change: share of the largest weight, and a few samples
+# What rounding may change: a weight as a share of the largest one, a loss as a share of it, and a few test samples.
+SAME_WEIGHT, SAME_LOSS, SAME_ACCURACY = 1e-4, 1e-4, 0.02
 CLOSE, CLOSER, ENOUGH = 10, 5, 0.95  # percent of the time that most and half of the predictions may miss; share of most
 # What trains the same as HierTrain: JALAD, which rounds activations, does not.
 BASELINES = ("all-device", "all-edge", "all-cloud", "jointdnn", "jointdnn+", "data-parallel", "layer-parallel")
@@ -129,14 +130,12 @@ def adapts(policies: pd.DataFrame) -> Finding:
     executed = {model: sweep.dropna(subset="observed_ms")["plan"].nunique() for model, sweep in sweeps.items()}
     cuts = {model: sweep["plan"].str.replace(r" x \d+", "", regex=True).nunique() for model, sweep in sweeps.items()}
     rates = {model: sorted(sweep["cloud_mbps"]) for model, sweep in sweeps.items()}
+    told = (f"{model} {found[model]} at {len(rates[model])} rates ({cuts[model]} but for samples)" for model in sweeps)
     return Finding(
-        "holds" if min(found.values()) > 1 else "fails",
-        "; ".join(
-            f"{model}: {found[model]} plans at {len(rates[model])} rates, with {cuts[model]} ways to divide the layers"
-            for model in sweeps
-        ),
-        predicted=float(min(found.values())),
-        measured=float(min(executed.values())) if any(executed.values()) else nan,
+        "holds" if max(found.values()) > 1 else "fails",
+        f"different plans: {', '.join(told)}",
+        predicted=float(max(found.values())),
+        measured=float(max(executed.values())) if any(executed.values()) else nan,
         where="; ".join(f"{model} at {own[0]:g} to {own[-1]:g} Mbit/s to the cloud" for model, own in rates.items()),
         kind="predicted",
     )
@@ -210,6 +209,38 @@ def same_training(drift: pd.DataFrame, scores: pd.DataFrame) -> Finding:
         f"training magnifies the difference to {relative.max():.0e} later, and accuracies end {apart:.4f} apart",
         measured=first,
         where=f"04-training, after {iterations} iterations",
+        kind="measured",
+    )
+
+
+def same_losses(final: pd.DataFrame) -> Finding:
+    """Whether every plan that sends float32 has the losses of one process in 08-convergence, and its accuracy."""
+    alone, exact = final[final["encoding"].isna()].iloc[0], final[final["encoding"] == "float32"]
+    worst = _most(exact, "first_difference")
+    apart = float((exact["accuracy"] - alone["accuracy"]).abs().max())
+    good = worst["first_difference"] <= SAME_LOSS and apart <= SAME_ACCURACY
+    return Finding(
+        "holds" if good else "fails",
+        f"in {len(exact)} trainings, whose accuracies end at most {apart:.4f} from that of one process",
+        measured=float(worst["first_difference"]),
+        where=f"08-convergence: {worst['policy']}",
+        kind="measured",
+    )
+
+
+def eight_bits(final: pd.DataFrame) -> Finding:
+    """Whether 8-bit activations cost accuracy in 08-convergence."""
+    alone, rounded = final[final["encoding"].isna()].iloc[0], final[final["encoding"] == "uint8"]
+    if rounded.empty:
+        return Finding("open", "nothing was trained with 8-bit activations in this run")
+    worst = rounded.nsmallest(1, "accuracy").iloc[0]
+    lost = float(alone["accuracy"] - worst["accuracy"])
+    return Finding(
+        "holds" if lost <= SAME_ACCURACY else "fails",
+        f"losses differ by up to {rounded['first_difference'].max():.0e} at first, and are {worst['last_loss']:.3f} "
+        f"instead of {alone['last_loss']:.3f} in the end",
+        measured=lost,
+        where=f"08-convergence: {worst['policy']}, after {worst['iteration']:g} iterations",
         kind="measured",
     )
 

@@ -40,7 +40,7 @@ PLANS = (
 PLANS = tuple(plan.replace("x 3;", "x 3 to edge;") for plan in PLANS)
 ALL_CLOUD, JOINTDNN, LOWEST_ALL_CLOUD, LOWEST_JOINTDNN = range(4)
 MINIMUM, PROVEN, HYBRID, NEVER_SLOWER, ADAPTS, CONNECTED, KEPT = range(4, 11)
-SAME, PREDICTED, PREDICTED_GRID, PLAIN, DDP, PIPELINING = range(11, 17)
+SAME, SAME_LOSSES, EIGHT_BITS, PREDICTED, PREDICTED_GRID, PLAIN, DDP, PIPELINING = range(11, 19)
 
 
 def save(table: pd.DataFrame, folder: Path, name: str) -> None:
@@ -97,6 +97,19 @@ def scores_table(hybrid: float = 0.971) -> pd.DataFrame:
     return pd.DataFrame({"trained on": ["hiertrain+", "one process"], "test accuracy": [hybrid, 0.974]})
 
 
+def convergence(exact: float = 0.8, difference: float = 1e-6, rounded: float = 0.79) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "policy": ["all-cloud", "hiertrain", "jalad at pool2", "one process"],
+            "iteration": 100,
+            "accuracy": [0.8, exact, rounded, 0.8],
+            "last_loss": [0.5, 0.5, 0.6, 0.5],
+            "first_difference": [1e-7, difference, 1e-2, np.nan],
+            "encoding": ["float32", "float32", "uint8", np.nan],
+        }
+    )
+
+
 def predictions_table(errors: list[float]) -> pd.DataFrame:
     columns = {"plan": "x", "error_percent": errors, "model": "lenet5", "uplink_mbps": 5.0, "kind": "emulated"}
     return pd.DataFrame(columns)
@@ -128,6 +141,7 @@ def good_run(tmp_path_factory) -> Path:
     save(drift_table(), folder, "04-drift")
     save(scores_table(), folder, "04-accuracy")
     save(predictions_table([1.0, -2.0]), folder, "05-predictions")
+    save(convergence(), folder, "08-convergence")
     save(benchmarks_table(), folder, "09-benchmarks")
     save_proofs(folder)
     environment = environment_record().model_copy(update={"cpu": "abacus", "cores": 3})
@@ -151,7 +165,7 @@ def test_every_claim_can_hold_and_says_where_its_numbers_are_from(run):
     assert all(claim.reason and claim.where and claim.tolerance and claim.kind for claim in found)
     assert {claim.hardware for claim in found} == {"abacus, 3 cores"}
     assert found[CONNECTED].minutes == 1
-    assert found[PROVEN].minutes == 2 + 7
+    assert found[PROVEN].minutes == 2 + 8
     assert found[PROVEN].command == f"{COMMAND} --only 03-optimization 10-scheduler"
     assert {claim.kind for claim in found[:4]} == {"measured"}
     assert found[PREDICTED].kind == "emulated"
@@ -174,9 +188,11 @@ def test_numbers_are_those_of_the_tables(run):
     assert found[NEVER_SLOWER].measured == pytest.approx(1 / 1.2)
     assert (found[HYBRID].measured, found[HYBRID].predicted) == (1, 1)
     assert found[ADAPTS].predicted == found[ADAPTS].measured == 3
-    assert "3 plans at 3 rates, with 2 ways" in found[ADAPTS].reason
+    assert "lenet5 3 at 3 rates (2 but for samples)" in found[ADAPTS].reason
     assert found[CONNECTED].measured == pytest.approx(100 / 111)
     assert found[SAME].measured == pytest.approx(2e-8)
+    assert found[SAME_LOSSES].measured == pytest.approx(1e-6)
+    assert found[EIGHT_BITS].measured == pytest.approx(0.01)
 
 
 def changed(**times: tuple[float, ...]) -> pd.DataFrame:
@@ -201,6 +217,7 @@ def changed(**times: tuple[float, ...]) -> pd.DataFrame:
         (changed(layer_parallel=(100.0, 110.0, 120.0)), HYBRID, "holds"),
         (grid(TIMES, PLANS[:1] * 3), ADAPTS, "fails"),
         (grid(TIMES, (*PLANS[:1] * 2, PLANS[1])), ADAPTS, "holds"),
+        (pd.concat([grid(TIMES), grid(TIMES, PLANS[:1] * 3).assign(model="vgg16")]), ADAPTS, "holds"),
         (grid(TIMES, (*PLANS[:2], "device 1..7 x 9 to cloud; cloud 1..9 x 119")), KEPT, "fails"),
         (grid(TIMES, ("cloud 1..9 x 128",) * 3), KEPT, "open"),
         (grid(TIMES)[lambda rows: rows["cloud_mbps"] == 5], ADAPTS, "open"),
@@ -279,6 +296,12 @@ def test_what_is_only_predicted_is_open(run):
         (predictions_table([1.0] * 18 + [11.0]), "05-predictions", PREDICTED, "fails"),
         (predictions_table([1.0] * 19 + [-11.0]), "05-predictions", PREDICTED, "holds"),
         (predictions_table([6.0, -6.0]), "05-predictions", PREDICTED, "fails"),
+        (convergence(exact=0.83), "08-convergence", SAME_LOSSES, "fails"),
+        (convergence(difference=2e-4), "08-convergence", SAME_LOSSES, "fails"),
+        (convergence(rounded=0.7), "08-convergence", SAME_LOSSES, "holds"),
+        (convergence(rounded=0.7), "08-convergence", EIGHT_BITS, "fails"),
+        (convergence(exact=0.83), "08-convergence", EIGHT_BITS, "holds"),
+        (convergence().query("encoding != 'uint8'"), "08-convergence", EIGHT_BITS, "open"),
         (benchmarks_table("one worker", 1.03), "09-benchmarks", PLAIN, "holds"),
         (benchmarks_table("one worker", 1.04), "09-benchmarks", PLAIN, "open"),
         (benchmarks_table("one worker", 1.1, 1.04), "09-benchmarks", PLAIN, "fails"),
