@@ -172,8 +172,8 @@ GRID = ("tables/06-speedups.csv", "tables/06-policies.csv")
 STATED = f"up to {STATED_SPEEDUP}x"
 REACHED = f"holds if the largest observed one is at least {STATED_SPEEDUP}x"
 UNBEATEN = (
-    f"holds if none is observed to be over {1 + findings.NOISE:g} times as fast; fails if one is, with quartiles apart; "
-    "else open"
+    f"holds if none is observed to be over {1 + findings.NOISE:g} times as fast; fails if one is, with quartiles "
+    "apart; else open"
 )
 PREDICTED = (
     f"holds if {findings.ENOUGH:.0%} of the plans are within {findings.CLOSE}%, and half are within {findings.CLOSER}%"
