@@ -231,5 +231,9 @@ def test_outputs_tags_and_formats_are_looked_at():
 @pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.stem)
 def test_parameter_files_know_every_notebook_and_only_their_parameters(path):
     jobs = prepare(path)
-    assert [job.name for job in jobs] == [notebook.stem for notebook in PATHS]
     assert jobs[0].folder.name == path.stem
+    names = [job.name for job in jobs]
+    if path.stem == "predicted":  # without those that execute
+        assert names == [notebook.stem for notebook in PATHS if notebook.stem in names]
+    else:
+        assert names == [notebook.stem for notebook in PATHS]
