@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make reproduce` and `make test`. Each sets up .venv/ when needed.
 
 PYTHON ?= python3
-PARAMETERS ?= paper
+PARAMETERS ?= quick
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -14,7 +14,7 @@ export PYTHONUNBUFFERED := 1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-reproduce: $(READY) ## execute the notebooks; figures, tables and records go to results/ (PARAMETERS=smoke for a small one)
+reproduce: $(READY) ## execute the notebooks and write results/quick/report.html (PARAMETERS=paper for the whole grid)
 	$(BIN)/hiertrain reproduce $(PARAMETERS)
 
 test: $(READY) ## unit tests, then the smoke notebooks

@@ -126,11 +126,11 @@ def _parser() -> argparse.ArgumentParser:
         "reproduce",
         commands.run_reproduce,
         "execute the notebooks and collect every figure, table and record",
-        "Runs the notebooks through papermill; what is there and unchanged is skipped.",
+        "Runs the notebooks through papermill; what is there and unchanged is skipped. Then writes report.html.",
     )
-    sub.add_argument("parameters", nargs="?", default="paper", help="a file in notebooks/parameters, or a path")
+    sub.add_argument("parameters", nargs="?", default="quick", help="a file in notebooks/parameters, or a path")
     sub.add_argument("--run", help="the folder under results/; by default the one that the parameter file names")
-    sub.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="execute only these notebooks")
+    sub.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="execute only these notebooks; no report then")
     sub.add_argument("--force", action="store_true", help="execute also what is there and unchanged")
     return parser
 

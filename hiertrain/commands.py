@@ -237,10 +237,19 @@ def _given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | N
 
 
 def run_reproduce(options: argparse.Namespace) -> None:
-    """Execute the notebooks of a parameter file."""
-    from hiertrain.reproduce import reproduce
+    """Execute the notebooks of a parameter file; when all of them are up to date, write the report."""
+    from hiertrain.report import write_report
+    from hiertrain.reproduce import NotebookRecord, prepare, reproduce
 
-    reproduce(options.parameters, run=options.run, only=options.only, force=options.force)
+    jobs = prepare(options.parameters, options.run)
+    outcomes = reproduce(options.parameters, run=options.run, only=options.only, force=options.force)
+    if len(outcomes) < len(jobs):
+        print("no report: it shows all notebooks, and these are not all; without --only it is written")
+        return
+    command = f"hiertrain reproduce {options.parameters}" + (f" --run {options.run}" if options.run else "")
+    report = write_report(jobs[0].folder, [job.name for job in jobs], command)
+    total_s = sum(files.load(NotebookRecord, job.path(".json")).seconds for job in jobs)
+    print(f"report: {report}; all notebooks took {total_s / 60:.1f} minutes")
 
 
 def _load_plan(path: Path, execution: Execution) -> Plan:

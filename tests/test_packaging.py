@@ -74,6 +74,13 @@ def test_every_folder_of_the_package_is_installed():
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == folders
 
 
+def test_every_other_file_of_the_package_is_installed():
+    package = ROOT / "hiertrain"
+    files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    others = {path for path in files if not path.endswith((".py", ".pyc"))}
+    assert PYPROJECT["tool"]["setuptools"]["package-data"] == {"hiertrain": sorted(others)}
+
+
 def test_hooks_run_the_checks_of_make_without_downloads():
     configuration = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert [repository["repo"] for repository in configuration["repos"]] == ["local"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from hiertrain import files
+from hiertrain.cli import main
 from hiertrain.reproduce import NotebookError, NotebookRecord, Outcome, prepare, reproduce
 from hiertrain.values import InputError
 
@@ -23,6 +25,10 @@ PARAMETERS = (
 )
 WRITE_A = 'folder.mkdir(exist_ok=True)\n(folder / "a.txt").write_text(f"{factor} {sys.executable}")'
 WRITE_B = '(folder / "b.txt").write_text((folder / "a.txt").read_text() + str(factor))'
+MEASURE = (  # kept from an interrupted execution
+    '(folder / "records").mkdir(exist_ok=True)\ncase = folder / "records" / "01-case.json"\n'
+    'case.exists() and case.read_text() == "{}" or case.write_text("{}")'
+)
 
 
 class Bench:
@@ -76,7 +82,7 @@ def test_what_is_unchanged_is_skipped_and_changes_ripple_down(bench, tmp_path, m
     assert record.parameters == {"run": "try", "factor": 2}
     assert record.outputs.keys() == {"b.txt"}
     assert record.environment.versions["hiertrain"]
-    assert capsys.readouterr().out.startswith("01-first")
+    assert re.search(r"^01-first +ran +[\d.]+ s$", capsys.readouterr().out, flags=re.MULTILINE)
     assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
 
     assert bench.reproduce() == {"01-first": False, "02-second": False}
@@ -88,6 +94,45 @@ def test_what_is_unchanged_is_skipped_and_changes_ripple_down(bench, tmp_path, m
     files.write_text(bench.notebooks / "testbeds" / "local.yml", "changed")
     assert bench.reproduce(only=["01-first"]) == {"01-first": True}
     assert bench.reproduce(only=["01-first"], force=True) == {"01-first": True}
+
+
+def test_a_deleted_measurement_is_noticed_and_the_report_goes_with_the_results(bench, monkeypatch, capsys):
+    bench.notebook("01-first", WRITE_A, MEASURE)
+    bench.notebook("02-second", WRITE_B)
+    bench.parameters(**{"01_first": {"outputs": ["a.txt"]}, "02_second": {"outputs": ["b.txt"]}})
+    for function in (prepare, reproduce):  # the command's, in these folders
+        defaults = (*(function.__defaults__ or ())[:-2], bench.notebooks, bench.results)
+        monkeypatch.setattr(function, "__defaults__", defaults)
+    report, case = bench.run / "report.html", bench.run / "records" / "01-case.json"
+
+    assert main(["reproduce", "small"]) == 0
+    minutes = sum(files.load(NotebookRecord, path).seconds for path in bench.run.glob("notebooks/*.json")) / 60
+    printed = capsys.readouterr().out
+    assert "01-first                 starts: it has not been executed yet" in printed
+    assert printed.endswith(f"report: {report}; all notebooks took {minutes:.1f} minutes\n")
+    assert "Made by <code>hiertrain reproduce small</code>" in report.read_text()
+    written = report.read_text()
+
+    report.unlink()
+    assert main(["reproduce", "small", "--only", "02-second"]) == 0
+    assert "no report: it shows all notebooks" in capsys.readouterr().out
+    assert main(["reproduce", "small"]) == 0  # nothing runs, but the report is written
+    assert "0 of 2 notebooks executed" in capsys.readouterr().out
+    assert report.read_text() == written
+
+    files.write_text(bench.run / "records" / "01-case.failed.json", "of an earlier failure")
+    case.unlink()
+    (bench.notebooks / "02-second.ipynb").unlink()
+    bench.notebook("02-second", "factor / 0")
+    assert main(["reproduce", "small"]) == 1  # in the second notebook
+    assert "01-first                 starts: records/01-case.json is missing" in capsys.readouterr().out
+    assert case.exists()
+    assert not report.exists()
+    record = files.load(NotebookRecord, bench.run / "notebooks" / "01-first.json")
+    assert record.outputs.keys() == {"a.txt", "records/01-case.json"}
+    case.write_text("changed")
+    assert bench.reproduce(only=["01-first"]) == {"01-first": True}
+    assert "starts: records/01-case.json is not as the notebook left it" in capsys.readouterr().out
 
 
 def test_an_error_names_notebook_and_cell_and_leaves_no_success(bench):
@@ -135,7 +180,8 @@ def test_outputs_must_be_written_by_this_execution(bench):
         ({"parameters": {"bare": 1}}, r"parameter 'bare': the notebook gives it no type"),
         ({"parameters": {"run": "other"}}, r"parameter 'run' is set by the driver"),
         ({"outputs": ["../a.txt"]}, r"output '\.\./a\.txt': must be a path inside the run's folder"),
-        ({"outputs": []}, r"small\.yml: notebooks\.01-first\.outputs: .*at least 1"),
+        ({"outputs": []}, r"small\.yml: notebook '01-first': must have outputs"),
+        ({"without": ["a.txt"]}, r"small\.yml: notebook '01-first': must have outputs, and nothing to go without"),
         ({"output": ["a.txt"]}, r"small\.yml: notebooks\.01-first\.output: unknown field"),
     ],
 )
@@ -145,6 +191,30 @@ def test_a_bad_parameter_file_is_refused_before_anything_runs(bench, part, messa
     with pytest.raises(InputError, match=message):
         bench.reproduce()
     assert not bench.results.exists()
+
+
+def variant(bench: Bench, **notebooks: object) -> None:
+    content = {"base": "small", "run": "smaller", "notebooks": notebooks}
+    (bench.notebooks / "parameters" / "smaller.yml").write_text(yaml.safe_dump(content))
+
+
+def test_a_variant_says_only_what_is_different(bench):
+    for name in ("01-first", "02-second"):
+        bench.notebook(name, WRITE_A)
+    first = {"outputs": ["a.txt", "b.txt"], "parameters": {"factor": 2, "names": ["y"]}}
+    bench.parameters(**{"01_first": first, "02_second": {"outputs": ["c.txt"]}})
+    variant(bench, **{"01-first": {"parameters": {"factor": 3}, "without": ["a.txt"]}})
+    (job,) = prepare("smaller", notebooks=bench.notebooks, results=bench.results)
+    assert job.parameters == {"run": "smaller", "factor": 3, "names": ["y"]}
+    assert job.outputs == ("b.txt",)
+    for part, message in [
+        ({"01-frist": {}}, r"notebook of 'small' '01-frist' does not exist; did you mean '01-first'\?"),
+        ({"01-first": {"without": ["c.txt"]}}, r"01-first: output of 'small' 'c\.txt' does not exist"),
+        ({"01-first": {"outputs": ["a.txt"]}}, r"notebook '01-first': its outputs are those of the base 'small'"),
+    ]:
+        variant(bench, **part)
+        with pytest.raises(InputError, match=message):
+            prepare("smaller", notebooks=bench.notebooks, results=bench.results)
 
 
 def test_missing_things_are_named(bench):
