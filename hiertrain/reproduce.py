@@ -155,7 +155,10 @@ def _load_parameters(path: Path, notebooks: Path) -> ParameterFile:
     variant = files.load(ParameterFile, path)
     if variant.base is None:
         return variant
-    base = files.load(ParameterFile, _parameter_path(variant.base, notebooks)).notebooks
+    beneath = files.load(ParameterFile, _parameter_path(variant.base, notebooks))
+    if beneath.base is not None:
+        raise InputError(f"{path}: its base {variant.base!r} is a variant of {beneath.base!r}; must be a whole one")
+    base = beneath.notebooks
     whole = {}
     for name, changes in variant.notebooks.items():
         _check_known(f"{path}: notebook of {variant.base!r}", name, list(base))

@@ -215,6 +215,11 @@ def test_a_variant_says_only_what_is_different(bench):
         variant(bench, **part)
         with pytest.raises(InputError, match=message):
             prepare("smaller", notebooks=bench.notebooks, results=bench.results)
+    nested = bench.notebooks / "parameters" / "nested.yml"
+    nested.write_text(yaml.safe_dump({"base": "smaller", "run": "nested", "notebooks": {"01-first": {}}}))
+    variant(bench, **{"01-first": {}})
+    with pytest.raises(InputError, match=r"nested\.yml: its base 'smaller' is a variant of 'small'; must"):
+        prepare(nested, notebooks=bench.notebooks, results=bench.results)
 
 
 def test_missing_things_are_named(bench):
