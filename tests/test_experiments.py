@@ -96,14 +96,14 @@ def test_work_is_executed_once_and_then_recalled(
 
     table = policy_table(LOCAL, [first], results, 0.2).set_index("policy")
     assert set(table["kind"]) == {"emulated"}
-    for name, row in table.iterrows():
+    for name, row in table.to_dict("index").items():
         iteration_ms = 1e3 * np.array(results[row["record"]]["iteration_s"])
         assert row["iterations"] == len(iteration_ms) > 1
         assert row["low_ms"] <= row["observed_ms"] == np.median(iteration_ms) <= row["high_ms"]
         policy = first.policies[str(name)]
         assert row["predicted_ms"] == 1e3 * iteration_s(policy.problem, policy.plan)
     speedups = speedup_table(table.reset_index(), of="hiertrain+").set_index("policy")
-    edge, best = table.loc["all-edge"], table.loc["hiertrain+"]
+    edge, best = (table.to_dict("index")[name] for name in ("all-edge", "hiertrain+"))
     assert list(speedups.index) == ["all-edge", "jointdnn+"]
     assert speedups.loc["all-edge", "observed"] == edge["observed_ms"] / best["observed_ms"]
     assert speedups.loc["all-edge", "low"] == edge["low_ms"] / best["high_ms"]
