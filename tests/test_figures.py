@@ -12,17 +12,22 @@ from PIL import Image
 from hiertrain import files
 from hiertrain.figures import (
     ACTION_COLOURS,
+    ONE_PROCESS,
     POLICY_STYLES,
     load_caption,
     plot_agreement,
     plot_convergence,
+    plot_differences,
     plot_errors,
     plot_fit,
+    plot_gains,
     plot_gaps,
     plot_growth,
     plot_layer_times,
     plot_layers,
+    plot_learning,
     plot_ratios,
+    plot_shares,
     plot_solve_times,
     plot_timeline,
     plot_times,
@@ -99,6 +104,33 @@ SOLVING = pd.DataFrame(
 GAPS = pd.DataFrame(
     {"model": "lenet5", "batch_size": [8, 32], "gap_percent": [0.0, 0.1], "bound_below_percent": [0.5, 0.0]}
 )
+SHARES = pd.DataFrame(
+    [
+        {"model": model, "cloud_mbps": mbps, "worker": worker, "sample_percent": percent, "depth_percent": depth}
+        for model in ("lenet5", "vgg16")
+        for mbps in (1.0, 5.0)
+        for worker, percent, depth in (("device", 0.0, 0.0), ("edge", 25.0, 100.0), ("cloud", 75.0, 50.0))
+    ]
+)
+GAINS = pd.DataFrame(
+    [
+        {"model": model, "policy": policy, "cloud_mbps": mbps, "predicted": 3.0, "observed": x, "low": x - 1, "high": x}
+        for model in ("lenet5", "vgg16")
+        for policy in ("layer-parallel", "hiertrain")
+        for mbps, x in ((1.0, np.nan), (5.0, 2.0))
+    ]
+)
+LEARNING = pd.DataFrame(
+    [
+        {"policy": policy, "iteration": i, "time_s": time, "loss": 1 / i, "difference": i * 1e-7, "encoding": encoding}
+        for policy, time, encoding in (
+            ("all-edge, jalad+", 2.0, "float32"),
+            ("jalad at pool2", 3.0, "uint8"),
+            (ONE_PROCESS, np.nan, "float32"),
+        )
+        for i in (1, 2, 3)
+    ]
+)
 DRAWINGS = [
     (plot_layers, LAYERS, "exact sizes"),
     (lambda df: plot_layer_times(df, "emulated"), TIMES, "emulated"),
@@ -111,6 +143,18 @@ DRAWINGS = [
     (plot_solve_times, SOLVING[["model", "way", "solve_s"]], "measured"),
     (plot_growth, SOLVING[["axis", "value", "way", "solve_s"]], "measured"),
     (plot_gaps, GAPS, "predicted"),
+    (plot_shares, SHARES, "predicted"),
+    (plot_gains, GAINS, "line: predicted"),
+    (
+        lambda df: plot_learning(df, "loss", "measured"),
+        LEARNING[["policy", "iteration", "time_s", "loss"]],
+        "measured",
+    ),
+    (
+        lambda df: plot_differences(df, "measured"),
+        LEARNING[LEARNING["policy"] != ONE_PROCESS].drop(columns="time_s"),
+        "measured",
+    ),
     (lambda df: plot_errors(df, "case", "emulated", 10), ERRORS, "predicted minus emulated (%)"),
 ]
 
@@ -171,6 +215,13 @@ def test_a_caption_must_say_where_its_numbers_come_from(tmp_path):
     with pytest.raises(InputError, match=r"figure times: caption 'Times\.': must say one of predicted, emulated, meas"):
         save_figure(plot_times(POLICIES), "times", "try", POLICIES, "Times.", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_process_has_no_line_over_time_and_runs_are_drawn_as_their_first_policy():
+    over_iterations, over_time = plot_learning(LEARNING, "loss", "measured").axes
+    first, second = (POLICY_STYLES[policy][0] for policy in ("all-edge", "jalad"))
+    assert [line.get_color() for line in over_iterations.lines] == [first, second, "#000000"]
+    assert [line.get_color() for line in over_time.lines] == [first, second]
 
 
 def test_unknown_sources_and_policies_are_refused():

@@ -6,6 +6,7 @@ Every figure says whether it shows something measured (real run), emulated (real
 
 from hiertrain.figures.claims import plot_claims
 from hiertrain.figures.comparisons import plot_convergence, plot_ratios
+from hiertrain.figures.granularity import ONE_PROCESS, plot_differences, plot_gains, plot_learning, plot_shares
 from hiertrain.figures.plans import plot_agreement, plot_errors, plot_timeline, plot_times
 from hiertrain.figures.profiles import plot_fit, plot_layer_times, plot_layers
 from hiertrain.figures.scheduler import plot_gaps, plot_growth, plot_solve_times
@@ -14,6 +15,7 @@ from hiertrain.figures.style import ACTION_COLOURS, POLICY_STYLES, SOURCES, Sour
 
 __all__ = [
     "ACTION_COLOURS",
+    "ONE_PROCESS",
     "POLICY_STYLES",
     "SOURCES",
     "Source",
@@ -21,13 +23,17 @@ __all__ = [
     "plot_agreement",
     "plot_claims",
     "plot_convergence",
+    "plot_differences",
     "plot_errors",
     "plot_fit",
+    "plot_gains",
     "plot_gaps",
     "plot_growth",
     "plot_layer_times",
     "plot_layers",
+    "plot_learning",
     "plot_ratios",
+    "plot_shares",
     "plot_solve_times",
     "plot_speedups",
     "plot_sweeps",

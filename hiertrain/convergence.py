@@ -1,0 +1,147 @@
+"""Training by the plan of every policy on real data, and what was learnt: losses and test accuracy, per run.
+
+Policies that come to the same work share a run, which is one record, so that interrupted trainings go on with the next.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from hiertrain.chain import Chain
+from hiertrain.datasets import Dataset
+from hiertrain.experiments import (
+    Emulated,
+    Setting,
+    describe,
+    effective_execution,
+    problem_at,
+    record_name,
+    settings_at,
+    work_parameters,
+)
+from hiertrain.jobs import Training
+from hiertrain.plan import Assignment, Plan, Problem
+from hiertrain.policies import Policy
+from hiertrain.profile import Profile
+from hiertrain.records import recall, remembered
+from hiertrain.reference import ReferenceRun
+from hiertrain.stages import accuracy, train, trained_model
+from hiertrain.testbeds import open_testbed
+from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.settings import kind_of_times
+from hiertrain.values import InputError
+
+
+def problem_of(settings: Emulated, setting: Setting, chain: Chain) -> Problem:
+    """What a scheduler is asked at a setting about a model for samples of another shape than the recorded profile's.
+
+    Sizes are the chain's own, layer times the recorded ones, to which workers are paced. Raises InputError when the
+    profile is of other layers.
+    """
+    problem = problem_at(settings, setting)
+    recorded = [layer.name for layer in problem.profile.layers]
+    if recorded != [layer.name for layer in chain.layers]:
+        raise InputError(f"recorded profile of {setting.model}: its layers are not those of {chain.model}")
+    sizes = {"model": chain.model, "sample_bytes": chain.sample_bytes, "dtype": chain.dtype, "layers": chain.layers}
+    return replace(problem, profile=Profile.model_validate({**sizes, "workers": problem.profile.workers}))
+
+
+def cut_policies(problem: Problem, depth: int) -> list[Policy]:
+    """One cut, whether it pays or not: the device computes layers 1..depth of all samples, the cloud goes on.
+
+    First with activations as float32, then with 8 bits. Raises InputError unless both have a layer.
+    """
+    layers = problem.profile.layers
+    if not 1 <= depth < len(layers):
+        raise InputError(f"cut after layer {depth}: must be between 1 and {len(layers) - 1}")
+    workers = {name: Assignment(parent="cloud", depth=0, samples=0) for name in problem.workers}
+    workers["device"] = Assignment(parent="cloud", depth=depth, samples=problem.batch_size)
+    workers["cloud"] = Assignment(parent=None, depth=len(layers), samples=0)
+    plan = Plan(batch_size=problem.batch_size, data_holder=problem.data_holder, workers=workers)
+    eight_bits = problem.execution.model_copy(update={"activation_encoding": "uint8"})
+    place = layers[depth - 1].name
+    return [
+        Policy(f"jointdnn at {place}", plan, problem),
+        Policy(f"jalad at {place}", plan, replace(problem, execution=eight_bits)),
+    ]
+
+
+def train_each(
+    run: str, settings: Emulated, setting: Setting, policies: Sequence[Policy], training: Training, data: Dataset
+) -> dict[str, Mapping[str, Any]]:
+    """Train by every policy's plan, those that come to the same work once.
+
+    By the names of the policies that share a run, joined with ", ": ``kind``, ``plan`` in words, ``encoding`` of the
+    activations, ``losses`` and ``elapsed_s`` per iteration, ``accuracies`` by iteration (of the snapshots, on the test
+    samples), ``late_share``. Raises InputError and WorkerError.
+    """
+    content = training.model_dump(mode="json", exclude={"data_folder"})
+    parameters: dict[str, Mapping[str, object]] = {}
+    sharing: dict[str, list[Policy]] = {}
+    for policy in policies:
+        own = {**work_parameters(settings, setting, policy), "training": content}
+        record = record_name("08", own)
+        parameters[record] = own
+        sharing.setdefault(record, []).append(policy)
+    recalled = {record: recall(run, record, own) for record, own in parameters.items()}
+    results: dict[str, Mapping[str, Any]] = {record: found for record, found in recalled.items() if found is not None}
+    if missing := [record for record in parameters if record not in results]:
+        with open_testbed(settings_at(settings, setting)) as testbed:
+            for record in tqdm(missing, desc="trainings", leave=False):
+                compute = partial(_learn, testbed, sharing[record][0], training, data)
+                results[record] = remembered(run, record, parameters[record], compute)
+    return {", ".join(policy.name for policy in same): results[record] for record, same in sharing.items()}
+
+
+def _learn(testbed: Testbed, policy: Policy, training: Training, data: Dataset) -> dict[str, object]:
+    done = train(testbed, policy.problem, policy.plan, training)
+    return {
+        "kind": kind_of_times(testbed.settings),
+        "plan": describe(policy.plan),
+        "encoding": effective_execution(policy).activation_encoding,
+        "losses": done.losses,
+        "elapsed_s": np.round(done.elapsed_s, 4),
+        "accuracies": accuracies(training, done.snapshots, data),
+        "late_share": done.late_share,
+    }
+
+
+def accuracies(training: Training, snapshots: Mapping[int, bytes], data: Dataset) -> dict[int, float]:
+    """The fraction of the test samples that is classified rightly, by the number of iterations done."""
+    return {done: accuracy(trained_model(training, packed, data), data) for done, packed in sorted(snapshots.items())}
+
+
+def loss_table(results: Mapping[str, Mapping[str, Any]], single: ReferenceRun) -> pd.DataFrame:
+    """One row per run and iteration: its time, its loss, and how far that is from the one process's, as a share of it.
+
+    ``results``: as ``train_each`` gives them.
+    """
+    tables = [
+        pd.DataFrame(
+            {
+                "policy": name,
+                "iteration": range(1, len(single.losses) + 1),
+                "time_s": result["elapsed_s"],
+                "loss": result["losses"],
+                "difference": np.abs(np.divide(result["losses"], single.losses) - 1),
+                "encoding": result["encoding"],
+            }
+        )
+        for name, result in results.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def accuracy_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per run and snapshot: the iterations done, the time, the accuracy on the test samples."""
+    rows = [
+        {"policy": name, "iteration": done, "time_s": result["elapsed_s"][done - 1], "accuracy": right}
+        for name, result in results.items()
+        for done, right in ((int(key), value) for key, value in result["accuracies"].items())
+    ]
+    return pd.DataFrame(rows)
