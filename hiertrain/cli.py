@@ -4,6 +4,7 @@ Exit status: 0 success, 1 a worker or notebook failed, 2 bad input (one line say
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ LOCAL = NOTEBOOKS / "testbeds" / "local.yml"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; see ``hiertrain --help``."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
     try:
         options.command(options)
     except InputError as error:

@@ -5,6 +5,8 @@ itself, so that plans do not wait for PyTorch.
 """
 
 import argparse
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,14 +40,16 @@ def run_profile(options: argparse.Namespace) -> None:
     from hiertrain.models import build_model
     from hiertrain.stages import measure_layers
 
-    files.check_output(options.output)
+    settings = load_testbed(options.testbed)
+    _check_time_limit(options)
     model = ModelSettings(name=options.model)
     if options.dataset:
         dataset = load_dataset(options.dataset, options.data)
         model = ModelSettings(name=options.model, sample_shape=dataset.sample_shape, classes=dataset.classes)
     depth = build_model(**dict(model)).chain.depth  # a model that cannot be had is found out before any process starts
-    with open_testbed(load_testbed(options.testbed)) as testbed:
-        kind = kind_of_times(testbed.settings)
+    files.check_output(options.output)
+    with open_testbed(settings) as testbed:
+        kind = kind_of_times(settings)
         profile = measure_layers(testbed, model, time_limit_s=options.time_limit)
     files.save(profile, options.output)
     print(f"{profile.model}: {depth} layers; one mini-batch of 64 on one worker ({kind}):")
@@ -64,8 +68,9 @@ def run_links(options: argparse.Namespace) -> None:
     """Stage 1b: measure every link; write network.json."""
     from hiertrain.stages import measure_links
 
+    settings = load_testbed(options.testbed)
     files.check_output(options.output)
-    with open_testbed(load_testbed(options.testbed)) as testbed:
+    with open_testbed(settings) as testbed:
         network = measure_links(testbed)
         kind = kind_of_times(testbed.settings)
     files.save(network, options.output)
@@ -106,7 +111,7 @@ def run_train(options: argparse.Namespace) -> None:
     from hiertrain.datasets import load_dataset
     from hiertrain.models import build_model
     from hiertrain.quantization import quantized_layers
-    from hiertrain.records import record_path, recorded, save_record
+    from hiertrain.records import recorded, save_record
     from hiertrain.reference import train_on_one_process
     from hiertrain.stages import (
         accuracy,
@@ -119,10 +124,9 @@ def run_train(options: argparse.Namespace) -> None:
     )
 
     # All that is given is checked before anything is measured.
-    run_name, root = options.output.name, options.output.parent
-    files.check_output(record_path(run_name, "train", root))
     settings = load_testbed(options.testbed)
     plan, execution = _given_plan(options, settings.data_holder)
+    _check_search(options, settings.workers)
     dataset = load_dataset(options.dataset, options.data)
     training = _training(options, dataset, plan.batch_size if plan else options.batch_size)
     chain = build_model(**dict(training.model)).chain
@@ -133,6 +137,7 @@ def run_train(options: argparse.Namespace) -> None:
     if plan:
         check_training(plan, training, chain, settings)
 
+    run_name, root = options.output.name, options.output.parent
     parameters = {"training": training.model_dump(exclude={"data_folder"}), "testbed": settings, "execution": execution}
     with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
@@ -234,6 +239,21 @@ def _given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | N
     if plan.data_holder != data_holder:
         raise InputError(f"{options.plan}: data holder {plan.data_holder!r}; the testbed's is {data_holder!r}")
     return plan, execution
+
+
+def _check_time_limit(options: argparse.Namespace) -> None:
+    """Raise InputError for a time limit that is none."""
+    if not 0 < options.time_limit < math.inf:
+        raise InputError(f"time limit {options.time_limit:g} s: must be a positive number")
+
+
+def _check_search(options: argparse.Namespace, workers: Collection[str]) -> None:
+    """Raise InputError for options of the search that name no worker of the testbed, or limit nothing."""
+    _check_time_limit(options)
+    limited = [_memory_limit(text)[0] for text in options.memory_limit]
+    for name in (*options.exclude, *limited, *([options.root] if options.root else [])):
+        if name not in workers:
+            raise InputError(f"worker {name!r} is not in the testbed; it has {', '.join(workers)}")
 
 
 def run_reproduce(options: argparse.Namespace) -> None:

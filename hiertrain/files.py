@@ -37,6 +37,10 @@ def load(kind: type[V], path: str | os.PathLike[str]) -> V:
         raise InputError(f"{path}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a key that cannot be one
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # a date that is none, a number of too many digits
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read: nested too deeply") from None
     return parse(kind, content, str(path))
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from hiertrain.plan import Execution, Plan
 from hiertrain.values import Value
@@ -15,7 +15,7 @@ class Settings(Value):
     """What produced a solution, besides profile, network, batch size and data holder."""
 
     shape: Shape
-    seed: int
+    seed: NonNegativeInt
     time_limit_s: PositiveFloat
     execution: Execution
     excluded: tuple[str, ...]

@@ -170,15 +170,21 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
         (["--learning-rate", "-1"], "optimizer: learning_rate: .*got -1"),
         (["--seed", "-1"], "model: seed: .*got -1"),
         (["--iterations", "0"], "training: iterations: .*got 0"),
-        (["--output", "/dev/null/run"], "/dev/null/run/records/train.json: cannot be written"),
+        (["--output", "/dev/null/run"], r"/dev/null/run/records/train\.failed\.json: cannot be written"),
         (["--output", "/tmp/my run"], "run name 'my run'"),
         (["--plan", str(folder / "plan.json"), "--root", "edge"], "--root: has no effect with --plan"),
         (["--plan", str(folder / "plan.json")], "the root 'edge' has depth 3"),
         (["--execution", "jalad"], "--execution jalad: needs --plan; the solver knows no 8-bit activations"),
         (["--testbed", "/nowhere.yml"], "/nowhere.yml: No such file"),
+        (["--root", "moon"], "worker 'moon' is not in the testbed; it has device, edge, cloud"),
+        (["--exclude", "moon"], "worker 'moon'"),
+        (["--memory-limit", "much"], "memory limit 'much'"),
+        (["--time-limit", "-1"], "time limit -1 s: must be a positive number"),
     ):
         assert main(["train", *options]) == 2
         assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
+    assert main(["profile", "--time-limit", "nan"]) == 2
+    assert capsys.readouterr().err == "hiertrain: error: time limit nan s: must be a positive number\n"
 
 
 def test_all_three_stages_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

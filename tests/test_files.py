@@ -83,6 +83,8 @@ def test_a_bad_value_is_named_in_one_line(kind: type[Value], content: dict, mess
         ("value.json", "[]", "value.json: input should be a valid dictionary"),
         ("value.json", "\xff", "not UTF-8 text"),
         ("value.yml", "links: [", "not YAML"),
+        ("value.yml", "links: 2024-13-45", "cannot be read: month must be in 1..12"),
+        ("value.json", "[" * 100_000, "cannot be read: nested too deeply"),
         ("value.yml", "links: []\nlinks: []", "field 'links' appears twice"),
         ("missing.json", None, "No such file or directory"),
     ],

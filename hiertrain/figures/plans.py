@@ -23,6 +23,7 @@ from hiertrain.figures.style import (
     check_columns,
     panel,
     panels,
+    say_source,
     use_style,
 )
 from hiertrain.program import RECEIVES, Kind
@@ -115,10 +116,11 @@ def plot_agreement(df: pd.DataFrame) -> Figure:
     return fig
 
 
-def plot_errors(df: pd.DataFrame, by: str, source: Source, limit: float | None = None) -> Figure:
+def plot_errors(df: pd.DataFrame, by: str, source: Source, limit: float | None = None, unit: str = "%") -> Figure:
     """How far predictions are off, one row of points per value of ``by``, with their median and quartiles.
 
-    Columns: ``by``, error_percent. ``limit``: a band of that many percent either way is shaded.
+    Columns: ``by``, error_percent. ``limit``: a band of that many percent either way is shaded. ``unit``: what the
+    errors are percent of.
     """
     check_columns(df, [by, "error_percent"])
     rows = list(dict.fromkeys(df[by]))
@@ -135,7 +137,8 @@ def plot_errors(df: pd.DataFrame, by: str, source: Source, limit: float | None =
         ax.set_yticks(range(len(rows)), rows)
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
-        ax.set_xlabel(f"predicted minus {source} (%)")
+        ax.set_xlabel(f"predicted minus {source} ({unit})")
+        say_source(ax, "bars: median and quartiles" + (f"; band: within {limit:g}%" if limit else ""))
     return fig
 
 
