@@ -21,7 +21,10 @@ from hiertrain.reproduce import NotebookRecord
 from hiertrain.values import InputError
 
 CLAIMS = "tables/99-claims.csv"
+# Of the claims' many columns, those of their table; the others stand below it, claim by claim.
+SUMMARY = ["claim", "paper", "quantity", "predicted", "measured", "low", "high", "kind", "verdict"]
 LONGEST_TABLE = 40  # rows; of a longer one only the first are shown
+MOST_COLUMNS = 10  # of a table whose words are kept whole on paper
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,14 @@ class Table:
     html: str
     rows: int
     shown: int
+
+
+@dataclass(frozen=True)
+class Claims:
+    """All claims at a glance, and then what else there is to say of each."""
+
+    table: Table
+    details: list[dict[str, str]]  # by column: the claim, its verdict, and all that is not in the table
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ def write_report(folder: Path, notebooks: Sequence[str], command: str) -> Path:
     page = templates.get_template("report.html.jinja").render(
         run=folder.name,
         command=command,
-        claims=_table(folder, CLAIMS) if any(CLAIMS in record.outputs for record in records.values()) else None,
+        claims=_claims(folder) if any(CLAIMS in record.outputs for record in records.values()) else None,
         environment=_environment(records),
         records=records,
         total_s=sum(record.seconds for record in records.values()),
@@ -95,16 +106,15 @@ def _check_present(folder: Path, outputs: Sequence[str], command: str) -> None:
 
 def _section(folder: Path, name: str, outputs: Sequence[str]) -> Section:
     """Title and question stand in the notebook's first cell; the claims are shown elsewhere."""
+    tables = [output for output in outputs if output.startswith("tables/") and output != CLAIMS]
     text: str = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].source
     question = re.search(r"\*\*Question\.\*\* (.+?)(?:\n\n|$)", text, flags=re.DOTALL)
     return Section(
         name,
         title=text.partition("\n")[0].removeprefix("# "),
         question=_inline(question[1]) if question else "",
-        images=[_image(folder, path) for path in outputs if path.endswith(".png")],
-        tables=[
-            _table(folder, output) for output in outputs if re.match(r"tables/.*\.csv$", output) if output != CLAIMS
-        ],
+        images=[_image(folder, output) for output in outputs if output.endswith(".png")],
+        tables=[_table(output, _read(folder / output)) for output in tables],
     )
 
 
@@ -118,17 +128,38 @@ def _image(folder: Path, output: str) -> Image:
     return Image(output, load_caption(folder / output), content)
 
 
-def _table(folder: Path, output: str) -> Table:
-    """The first rows of a CSV file; cells that hold a verdict get its word as their class, long ones another."""
+def _read(path: Path) -> pd.DataFrame:
     try:
-        df = pd.read_csv(folder / output, keep_default_na=False, na_values=[""])
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
     except pd.errors.EmptyDataError:  # neither rows nor columns
-        return Table(output, "", rows=0, shown=0)
+        return pd.DataFrame()
+
+
+def _claims(folder: Path) -> Claims:
+    """Raises InputError for a table that is not that of the claims."""
+    df = _read(folder / CLAIMS)
+    for column in SUMMARY:
+        if column not in df.columns:
+            raise InputError(f"{folder / CLAIMS}: column {column!r} is missing")
+    columns = ["claim", "verdict", *(column for column in df.columns if column not in SUMMARY)]
+    details = [{str(key): _text(value) for key, value in row.dropna().items()} for _, row in df[columns].iterrows()]
+    return Claims(_table(CLAIMS, df[SUMMARY]), details)
+
+
+def _table(output: str, df: pd.DataFrame) -> Table:
+    """The first rows; cells that hold a verdict get its word as their class, long ones another."""
     shown = df.head(LONGEST_TABLE)
-    text = shown.to_html(index=False, border=0, justify="left", na_rep="", float_format=_number)
+    if shown.empty:
+        return Table(output, "", rows=0, shown=0)
+    width = "wide" if len(df.columns) > MOST_COLUMNS else None
+    text = shown.to_html(index=False, border=0, classes=width, justify="left", na_rep="", float_format=_number)
     text = re.sub(r"<td>(holds|fails|open)</td>", r'<td class="\1">\1</td>', text)
     text = re.sub(r"<td>(?=[^<]{40})", '<td class="prose">', text)  # which a narrow column would make very tall
     return Table(output, text, rows=len(df), shown=len(shown))
+
+
+def _text(value: object) -> str:
+    return _number(value) if isinstance(value, float) else str(value)
 
 
 def _number(value: float) -> str:

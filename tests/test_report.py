@@ -4,6 +4,7 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,9 +20,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hiertrain import files
+from hiertrain.claims import Claim
 from hiertrain.figures import load_caption
 from hiertrain.records import Environment
-from hiertrain.report import LONGEST_TABLE, write_report
+from hiertrain.report import LONGEST_TABLE, MOST_COLUMNS, SUMMARY, write_report
 from hiertrain.reproduce import NotebookRecord
 from hiertrain.values import InputError
 
@@ -30,8 +32,16 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 CLAIMS = pd.DataFrame(
     {
         "claim": ["faster <than> the cloud", "as accurate", "less private & more"],
+        "paper": ["up to 7x", "", ""],
+        "quantity": "a <ratio>",
+        "predicted": 7.125,
         "measured": [7.25, 0.5, None],
+        "low": 0.25,
+        "high": 8.5,
+        "kind": "measured",
         "verdict": ["holds", "fails", "open"],
+        "reason": ["so it <is>", 'it is "not"', ""],
+        "minutes": [1.23456, None, None],
     }
 )
 LONG = pd.DataFrame({"number": range(1, LONGEST_TABLE + 3), "square": [0.1234567 * n * n for n in range(42)]})
@@ -174,10 +184,27 @@ def test_claims_stand_first_and_their_verdicts_have_classes(folder):
     first = re.search(r"<table.*?</table>", page.source, flags=re.DOTALL)
     assert first
     assert "faster &lt;than&gt; the cloud" in first[0]
+    assert page.texts("th")[: len(SUMMARY)] == SUMMARY
     for verdict in CLAIMS["verdict"]:
         assert page.texts(of_class=verdict) == [verdict]
         assert f".{verdict} {{ background:" in page.source
     assert "7.25" in page.texts("td")
+    assert "8.5" in page.texts("td")
+
+
+def test_what_else_there_is_to_say_follows_claim_by_claim(folder):
+    page = report_of(folder)
+    expected = [f"{claim}: {verdict}" for claim, verdict in zip(CLAIMS["claim"], CLAIMS["verdict"], strict=True)]
+    assert page.texts("h3")[:3] == expected
+    assert page.texts("dt") == ["reason", "minutes", "reason"]  # none where nothing is said
+    assert page.texts("dd") == ["so it <is>", "1.235", 'it is "not"']
+
+
+def test_the_columns_of_the_claims_are_those_that_are_shown(folder):
+    assert set(SUMMARY) <= {field.name for field in fields(Claim)}
+    add_table(folder, "99-claims", CLAIMS.drop(columns="verdict"))
+    with pytest.raises(InputError, match=r"99-claims\.csv: column 'verdict' is missing"):
+        write_report(folder, ORDER, COMMAND)
 
 
 def test_without_a_notebook_that_makes_claims_there_are_none(folder):
@@ -195,6 +222,14 @@ def test_long_tables_are_cut_and_say_so(folder):
     assert "No rows." in notes
     assert sum(note.startswith("The first") for note in notes) == 1  # one of exactly 40 rows is shown whole
     assert "0.1235" in cells  # four digits
+
+
+@pytest.mark.parametrize("columns", [MOST_COLUMNS, MOST_COLUMNS + 1])
+def test_words_are_broken_in_wide_tables_only(folder, columns):
+    add_table(folder, "99-exact", pd.DataFrame({f"column{i}": [1] for i in range(columns)}))
+    classes = report_of(folder).attributes("class")
+    assert ("dataframe wide" in classes) is (columns > MOST_COLUMNS)
+    assert "dataframe" in classes
 
 
 def test_environment_and_time(folder):
