@@ -116,9 +116,7 @@ def remembered(
     return load_record(run, name, root).results
 
 
-def recall(
-    run: str, name: str, parameters: Mapping[str, object], root: Path = RESULTS
-) -> dict[str, JsonValue] | None:
+def recall(run: str, name: str, parameters: Mapping[str, object], root: Path = RESULTS) -> dict[str, JsonValue] | None:
     """The results of a record of the same parameters and source; None where there is none."""
     path = record_path(run, name, root)
     if not path.exists():
