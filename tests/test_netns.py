@@ -171,7 +171,7 @@ def test_a_testbed_of_namespaces_has_the_links_of_its_settings() -> None:
     links = (link("device", "edge", 20), link("edge", "device", 100))
     before = traces()
     with open_testbed(NetnsSettings(data_holder="device", workers=workers, links=links)) as testbed:
-        network = measure_links(testbed, repetitions=3, target_s=0.05)
+        network = measure_links(testbed, repetitions=7, target_s=0.1)
     assert traces() == before
     for wanted in links:
         measured = network.link(wanted.source, wanted.target)

@@ -65,13 +65,13 @@ def draw_star(data: st.DataObject, problem: Problem) -> Candidate:
 
 @settings(max_examples=120, derandomize=True, deadline=None)
 @given(st.data())
-def test_a_programme_of_given_samples_takes_the_time_of_the_plan(data: st.DataObject) -> None:
+def test_a_programme_of_given_samples_takes_no_longer_than_the_plan(data: st.DataObject) -> None:
     problem = often_sending(data, data.draw(st.integers(1, 4).flatmap(lambda workers: problems(workers=workers))))
-    check_programme(problem, draw_star(data, problem))
+    check_programme(problem, draw_star(data, problem), exact=False)
 
 
-def check_programme(problem: Problem, star: Candidate) -> None:
-    """Assert that the star's own programme, with its samples, takes the time of its simulated program."""
+def check_programme(problem: Problem, star: Candidate, exact: bool = True) -> None:
+    """Assert that the star's own programme, with its samples, takes the time of its simulated program, or is a bound."""
     program = compile_plan(star.plan(problem), problem.profile.chain, problem.execution)
     time_s = simulate(program, problem.profile, problem.network).makespan_s
     programmes = relaxation._Programmes(problem, star.tree.workers, np.array([star.depths]).T)
@@ -82,7 +82,7 @@ def check_programme(problem: Problem, star: Candidate) -> None:
     goal[-1] = 1
     found_s = linprog(goal, A_ub=rows[:, :-1], b_ub=-rows[:, -1], bounds=bounds).fun * unit_s
     assert found_s <= time_s * (1 + 1e-9)
-    if star.samples[0] == 0 or not programmes._early_s().any():
+    if exact and (star.samples[0] == 0 or not programmes._early_s().any()):
         assert found_s == pytest.approx(time_s, rel=1e-9, abs=1e-15)
 
 
