@@ -71,7 +71,7 @@ def test_a_programme_of_given_samples_takes_no_longer_than_the_plan(data: st.Dat
 
 
 def check_programme(problem: Problem, star: Candidate, exact: bool = True) -> None:
-    """Assert that the star's own programme, with its samples, takes the time of its simulated program, or is a bound."""
+    """Assert that the programme of a star, with its samples, takes as long as its simulated program, or not longer."""
     program = compile_plan(star.plan(problem), problem.profile.chain, problem.execution)
     time_s = simulate(program, problem.profile, problem.network).makespan_s
     programmes = relaxation._Programmes(problem, star.tree.workers, np.array([star.depths]).T)
