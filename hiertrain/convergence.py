@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from hiertrain.chain import Chain
 from hiertrain.datasets import Dataset
@@ -21,6 +20,7 @@ from hiertrain.experiments import (
     effective_execution,
     problem_at,
     record_name,
+    remember_each,
     settings_at,
     work_parameters,
 )
@@ -28,10 +28,8 @@ from hiertrain.jobs import Training
 from hiertrain.plan import Assignment, Plan, Problem
 from hiertrain.policies import Policy
 from hiertrain.profile import Profile
-from hiertrain.records import recall, remembered
 from hiertrain.reference import ReferenceRun
 from hiertrain.stages import accuracy, train, trained_model
-from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.settings import kind_of_times
 from hiertrain.values import InputError
@@ -88,13 +86,10 @@ def train_each(
         record = record_name("08", own)
         parameters[record] = own
         sharing.setdefault(record, []).append(policy)
-    recalled = {record: recall(run, record, own) for record, own in parameters.items()}
-    results: dict[str, Mapping[str, Any]] = {record: found for record, found in recalled.items() if found is not None}
-    if missing := [record for record in parameters if record not in results]:
-        with open_testbed(settings_at(settings, setting)) as testbed:
-            for record in tqdm(missing, desc="trainings", leave=False):
-                compute = partial(_learn, testbed, sharing[record][0], training, data)
-                results[record] = remembered(run, record, parameters[record], compute)
+    execute = {
+        record: partial(_learn, policy=same[0], training=training, data=data) for record, same in sharing.items()
+    }
+    results = remember_each(run, settings_at(settings, setting), parameters, execute)
     return {", ".join(policy.name for policy in same): results[record] for record, same in sharing.items()}
 
 

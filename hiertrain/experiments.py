@@ -7,7 +7,7 @@ work: policies and settings that come to the same work are executed once, and an
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -206,15 +206,29 @@ def observe(
     results: dict[str, Mapping[str, Any]] = {}
     for case in tqdm(cases, desc="settings", unit="setting"):
         works = {work.record: work for work in _works(settings, case, work_s) if work.policy.predicted_s <= slowest_s}
-        for name, work in works.items():
-            if name not in results and (recalled := recall(run, name, work.parameters)) is not None:
-                results[name] = recalled
-        missing = {name: work for name, work in works.items() if name not in results}
-        if not missing:
-            continue
-        with open_testbed(settings_at(settings, case.setting)) as testbed:
-            for name, work in missing.items():
-                results[name] = remembered(run, name, work.parameters, partial(_execute, testbed, work, work_s))
+        new = {name: work for name, work in works.items() if name not in results}
+        parameters = {name: work.parameters for name, work in new.items()}
+        execute = {name: partial(_execute, work=work, work_s=work_s) for name, work in new.items()}
+        results |= remember_each(run, settings_at(settings, case.setting), parameters, execute)
+    return results
+
+
+def remember_each(
+    run: str,
+    settings: Emulated,
+    parameters: Mapping[str, Mapping[str, object]],
+    execute: Mapping[str, Callable[[Testbed], Mapping[str, object]]],
+) -> dict[str, Mapping[str, Any]]:
+    """The results of work by the name of its record: those that are recorded, and the others, executed and recorded.
+
+    A testbed is opened only where something is to be executed. Raises InputError and WorkerError.
+    """
+    recalled = {name: recall(run, name, own) for name, own in parameters.items()}
+    results: dict[str, Mapping[str, Any]] = {name: found for name, found in recalled.items() if found is not None}
+    if missing := [name for name in parameters if name not in results]:
+        with open_testbed(settings) as testbed:
+            for name in tqdm(missing, desc="work", leave=False):
+                results[name] = remembered(run, name, parameters[name], partial(execute[name], testbed))
     return results
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hiertrain import convergence, records
+from hiertrain import convergence, experiments, records
 from hiertrain.baselines import single_worker_plan
 from hiertrain.convergence import accuracy_table, cut_policies, loss_table, problem_of, train_each
 from hiertrain.datasets import load_dataset
@@ -73,7 +73,7 @@ def test_each_work_is_trained_once_and_8_bits_make_a_difference(
     results = train_each("try", LOCAL, SETTING, policies, training, data)
     assert list(results) == ["all-cloud, jalad", "jointdnn at pool2", "jalad at pool2"]
     assert [result["encoding"] for result in results.values()] == ["float32", "float32", "uint8"]
-    monkeypatch.setattr(convergence, "open_testbed", lambda _: pytest.fail("there is nothing left to train"))
+    monkeypatch.setattr(experiments, "open_testbed", lambda _: pytest.fail("there is nothing left to train"))
     assert train_each("try", LOCAL, SETTING, policies, training, data) == results
 
     single = train_on_one_process(training, data)
