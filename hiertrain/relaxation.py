@@ -23,8 +23,11 @@ from hiertrain.values import InputError
 
 # HiGHS' tolerances are absolute. The best plan of a single worker takes so many units of time.
 RANGE = 1e4
-# No plan as good as that one has to do with a greater number of units, so greater ones are cut off.
+# No plan as good as that one has to do with a greater number of units, beyond what bursts make up for, so greater ones
+# are cut off.
 LARGEST = 1e6
+# HiGHS takes no greater factors: inequalities with such ones are scaled down.
+SOLVABLE = 1e12
 # HiGHS' numbers of samples are off by less than this, also to below 0.
 OFF = 1e-6
 
@@ -166,8 +169,10 @@ class _Programmes:
         self._backward(self._forward())
         rows = np.stack(self.found, axis=1)
         in_seconds = [*range(len(self.workers)), -1]
-        rows[:, :, in_seconds] = np.minimum(rows[:, :, in_seconds] / unit_s, LARGEST)
-        return rows
+        rows[:, :, in_seconds] /= unit_s
+        credit = np.maximum(-rows[:, :, -1:], 0)
+        rows[:, :, in_seconds] = np.minimum(rows[:, :, in_seconds], LARGEST + credit)
+        return rows / np.maximum(np.abs(rows).max(axis=2, keepdims=True) / SOLVABLE, 1)
 
     def _input(self) -> None:
         """Equation (1)."""

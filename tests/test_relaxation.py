@@ -65,13 +65,16 @@ def draw_star(data: st.DataObject, problem: Problem) -> Candidate:
 
 @settings(max_examples=120, derandomize=True, deadline=None)
 @given(st.data())
-def test_a_programme_of_given_samples_takes_no_longer_than_the_plan(data: st.DataObject) -> None:
+def test_a_programme_of_given_samples_takes_as_long_as_the_plan(data: st.DataObject) -> None:
     problem = often_sending(data, data.draw(st.integers(1, 4).flatmap(lambda workers: problems(workers=workers))))
-    check_programme(problem, draw_star(data, problem), exact=False)
+    check_programme(problem, draw_star(data, problem))
 
 
-def check_programme(problem: Problem, star: Candidate, exact: bool = True) -> None:
-    """Assert that the programme of a star, with its samples, takes as long as its simulated program, or not longer."""
+def check_programme(problem: Problem, star: Candidate) -> None:
+    """Assert that the programme of a star, with its samples, takes as long as its simulated program.
+
+    Not longer at least, where raw samples may come late to a root without any.
+    """
     program = compile_plan(star.plan(problem), problem.profile.chain, problem.execution)
     time_s = simulate(program, problem.profile, problem.network).makespan_s
     programmes = relaxation._Programmes(problem, star.tree.workers, np.array([star.depths]).T)
@@ -82,8 +85,21 @@ def check_programme(problem: Problem, star: Candidate, exact: bool = True) -> No
     goal[-1] = 1
     found_s = linprog(goal, A_ub=rows[:, :-1], b_ub=-rows[:, -1], bounds=bounds).fun * unit_s
     assert found_s <= time_s * (1 + 1e-9)
-    if exact and (star.samples[0] == 0 or not programmes._early_s().any()):
+    if star.samples[0] == 0 or not programmes._early_s().any():
         assert found_s == pytest.approx(time_s, rel=1e-9, abs=1e-15)
+
+
+def test_a_great_credit_does_not_hide_a_little_more_than_it() -> None:
+    """Raw samples of 300 480 bytes follow a burst of 300 000; computing takes no time to speak of."""
+    quick = LayerCost(fixed_s=0.0, per_sample_s=1e-12)
+    worker = WorkerProfile(layers=(LayerTimes(forward=quick, backward=quick, update_s=0.0),))
+    layers = (Layer(name="layer", output_bytes=0, parameter_bytes=0),)
+    links = tuple(
+        Link(source=a, target=b, bandwidth_mbps=80.0, latency_ms=0.0, burst_bytes=3e5) for a, b in permutations(NAMES, 2)
+    )
+    profile = Profile(model="credit", sample_bytes=75_120, layers=layers, workers=dict.fromkeys(NAMES, worker))
+    problem = Problem(profile, Network(links=links), 4, "device", Execution(sample_encoding="uint8"))
+    check_programme(problem, Candidate(Tree(("edge",), (-1,)), (1,), (4,)))
 
 
 @pytest.mark.parametrize("data_holder", ["device", "edge", "cloud"])
