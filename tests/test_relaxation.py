@@ -95,7 +95,8 @@ def test_a_great_credit_does_not_hide_a_little_more_than_it() -> None:
     worker = WorkerProfile(layers=(LayerTimes(forward=quick, backward=quick, update_s=0.0),))
     layers = (Layer(name="layer", output_bytes=0, parameter_bytes=0),)
     links = tuple(
-        Link(source=a, target=b, bandwidth_mbps=80.0, latency_ms=0.0, burst_bytes=3e5) for a, b in permutations(NAMES, 2)
+        Link(source=a, target=b, bandwidth_mbps=80.0, latency_ms=0.0, burst_bytes=3e5)
+        for a, b in permutations(NAMES, 2)
     )
     profile = Profile(model="credit", sample_bytes=75_120, layers=layers, workers=dict.fromkeys(NAMES, worker))
     problem = Problem(profile, Network(links=links), 4, "device", Execution(sample_encoding="uint8"))
