@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain import files
-from hiertrain.claims import NOTEBOOKS, STATEMENTS, claims, claims_markdown, claims_table
+from hiertrain.claims import NOTEBOOKS, STATEMENTS, Claim, claims, claims_markdown, claims_table
 from hiertrain.experiments import Setting, speedup_table
 from hiertrain.figures.claims import plot_claims
 from hiertrain.findings import reaches, unbeaten
@@ -159,6 +159,14 @@ def run(good_run, tmp_path) -> Path:
     return shutil.copytree(good_run, tmp_path / good_run.name)
 
 
+def judged(run: Path, index: int) -> Claim:
+    """One claim alone; the tests of what stands beside it judge them all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hiertrain.claims.STATEMENTS", (STATEMENTS[index],))
+        (found,) = claims(run, COMMAND)
+    return found
+
+
 def test_every_claim_can_hold_and_says_where_its_numbers_are_from(run):
     found = claims(run, COMMAND)
     assert [claim.verdict for claim in found] == ["holds"] * len(STATEMENTS)
@@ -225,14 +233,14 @@ def changed(**times: tuple[float, ...]) -> pd.DataFrame:
 )
 def test_verdicts_of_the_grid(run, policies, index, verdict):
     save_grid(run, policies)
-    assert claims(run, COMMAND)[index].verdict == verdict
+    assert judged(run, index).verdict == verdict
 
 
 def test_what_is_faster_within_its_quartiles_is_open(run):
     policies = changed(data_parallel=(99.0, 90.0, 99.0))
     policies.loc[policies["policy"] == "data-parallel", "high_ms"] = 120.0
     save_grid(run, policies)
-    found = claims(run, COMMAND)[NEVER_SLOWER]
+    found = judged(run, NEVER_SLOWER)
     assert found.verdict == "open"
     assert found.measured == pytest.approx(100 / 90)
     assert found.low < 1 < found.high
@@ -244,7 +252,7 @@ def test_what_is_faster_is_named_with_whether_that_was_foreseen(run):
     policies.loc[late, "late_share"] = 0.25
     policies.loc[policies["policy"] == "data-parallel", "predicted_ms"] = [99.0, 150.0, 90.0]
     save_grid(run, policies)
-    reason = claims(run, COMMAND)[NEVER_SLOWER].reason
+    reason = judged(run, NEVER_SLOWER).reason
     assert "faster in some of 3 settings: data-parallel 2; the cost model foresees 1 of these 2" in reason
     assert "too late for 25% of the time" in reason
 
@@ -313,13 +321,13 @@ def test_what_is_only_predicted_is_open(run):
 )
 def test_verdicts_of_the_other_notebooks(run, table, name, index, verdict):
     save(table, run, name)
-    assert claims(run, COMMAND)[index].verdict == verdict
+    assert judged(run, index).verdict == verdict
 
 
 @pytest.mark.parametrize("broken", [{"status": "feasible"}, {"bound_ms": 9.9}])
 def test_a_search_without_proof_is_noticed(run, broken):
     save_proofs(run, **broken)
-    found = claims(run, COMMAND)[PROVEN]
+    found = judged(run, PROVEN)
     assert (found.verdict, found.measured) == ("fails", 0.75)
 
 
@@ -327,7 +335,7 @@ def test_predictions_of_the_grid_count_each_work_once(run):
     policies = grid(TIMES).assign(record=lambda rows: rows["policy"])  # 7 of 21
     policies.loc[policies["policy"] == "all-cloud", "predicted_ms"] = 1e4
     save_grid(run, policies)
-    found = claims(run, COMMAND)[PREDICTED_GRID]
+    found = judged(run, PREDICTED_GRID)
     assert (found.verdict, found.measured) == ("fails", pytest.approx(6 / 7))
     assert "all-cloud" in found.where
 
@@ -358,7 +366,7 @@ def test_a_deleted_file_of_an_executed_notebook_is_an_error(run, path):
 def test_a_record_tells_that_a_notebook_was_executed_by_hand(run):
     (run / "notebooks" / "04-training.json").unlink()
     save_record(run.name, "04-training", {}, {}, run.parent)
-    found = claims(run, COMMAND)[SAME]
+    found = judged(run, SAME)
     assert found.verdict == "holds"
     assert np.isnan(found.minutes)
     assert found.hardware == f"{environment_record().cpu}, {environment_record().cores} cores"
