@@ -205,6 +205,7 @@ def real_sizes(model: ChainModel, samples: Tensor) -> list[tuple[Tensor, int]]:
         ("resnet18", None, 1000, 11_689_512),
         ("resnet50", None, 1000, 25_557_032),
         ("mobilenet_v2", None, 1000, 3_504_872),
+        ("densenet121", None, 1000, 7_978_856),
         ("vit_b_16", None, 1000, 86_567_656),
     ],
 )
