@@ -11,11 +11,10 @@ from hiertrain.models import build_model
 from hiertrain.plan import Assignment, Execution
 from hiertrain.program import Program
 from hiertrain.stages import training_settings
-from hiertrain.testbeds import open_testbed
-from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.testbeds.base import Testbed
 from hiertrain.training import TrainingRun
 from hiertrain.values import InputError
-from tests.test_training import LENET, WORKERS, instant_problem
+from tests.test_training import LENET, instant_problem
 
 
 def lenet_races(batch_size: int, cuts: tuple[int, ...], iterations: int = 4) -> list[Race]:
@@ -38,12 +37,10 @@ def test_the_three_plans() -> None:
         lenet_races(12, (3,))
 
 
-def test_a_block_trains_the_same_by_every_program() -> None:
-    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
-    with open_testbed(free) as testbed:
-        blocks = [run_block(testbed, race, 2) for race in lenet_races(12, (3, 6))]
-        with pytest.raises(InputError, match="4 iterations to warm up: must be from 1 to below 4"):
-            run_block(testbed, lenet_races(12, (3, 6))[0], 4)
+def test_a_block_trains_the_same_by_every_program(testbed: Testbed) -> None:
+    blocks = [run_block(testbed, race, 2) for race in lenet_races(12, (3, 6))]
+    with pytest.raises(InputError, match="4 iterations to warm up: must be from 1 to below 4"):
+        run_block(testbed, lenet_races(12, (3, 6))[0], 4)
     block = pd.concat(blocks)
     assert list(block["program"]) == [OURS, "plain", OURS, "ddp", "ddp-scatter", OURS, "pipelining"]
     assert block["loss_difference"].max() < 1e-6

@@ -18,6 +18,7 @@ from hiertrain.reference import ReferenceRun, train_on_one_process
 from hiertrain.stages import training_settings
 from hiertrain.testbeds import find_testbed
 from hiertrain.values import InputError
+from tests.conftest import OpenLocal
 
 LOCAL = check_emulated(find_testbed("local"))
 SETTING = setting_of(LOCAL, "lenet5", 16)
@@ -59,10 +60,11 @@ def test_a_cut_plan_sends_all_samples_on_at_the_cut_and_less_with_8_bits(grey: P
 
 
 def test_each_work_is_trained_once_and_8_bits_make_a_difference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
     for function in (records.recall, records.remembered):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(experiments, "open_testbed", open_local)
     data, colour = load_dataset("synthetic"), problem_at(LOCAL, SETTING)
     training = training_settings(ModelSettings(name="lenet5"), data, 16, iterations=3, snapshot_every=2)
     cloud = single_worker_plan(colour.profile.chain, colour.workers, "cloud", 16, "device")

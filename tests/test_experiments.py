@@ -26,6 +26,7 @@ from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, WorkerSettings
 from hiertrain.values import InputError
+from tests.conftest import OpenLocal
 
 LOCAL = check_emulated(find_testbed("local"))
 MIDDLE = setting_of(LOCAL, "lenet5", 8)
@@ -81,11 +82,12 @@ def test_what_makes_no_difference_is_the_same_work(cases: list[Case]) -> None:
 
 
 def test_work_is_executed_once_and_then_recalled(
-    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
     for function in (records.recall, records.remembered):
         assert function.__defaults__ is not None
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(experiments, "open_testbed", open_local)
     first = Case(MIDDLE, {name: cases[0].policies[name] for name in ("all-edge", "jointdnn+", "hiertrain+")})
     results = observe("try", LOCAL, [first], work_s=0.2, slowest_s=10.0)
     monkeypatch.setattr(experiments, "open_testbed", lambda _: pytest.fail("there is nothing left to execute"))

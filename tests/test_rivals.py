@@ -1,7 +1,5 @@
 """The rivals train what a plan trains: their losses and weights equal plain SGD in one process."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -11,10 +9,10 @@ from hiertrain.network import Link
 from hiertrain.plan import Plan
 from hiertrain.reference import train_on_one_process
 from hiertrain.stages import train_as_rival, training_settings
-from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.values import InputError
+from tests.conftest import OpenLocal
 from tests.test_training import LENET, TOLERANCE, WORKERS, tree
 
 ONE = tree(12, device=(None, 13, 12))
@@ -23,13 +21,6 @@ EQUAL_SHARES = tree(12, device=("cloud", 13, 4), edge=("cloud", 13, 4), cloud=(N
 IDLE_ROOT = tree(12, device=("cloud", 13, 6), edge=("cloud", 13, 6), cloud=(None, 13, 0))
 LAYER_SPLIT = tree(12, device=("edge", 3, 12), edge=("cloud", 9, 0), cloud=(None, 13, 0))
 TWO_STAGES = tree(12, device=("edge", 8, 12), edge=(None, 13, 0), cloud=("edge", 0, 0))
-
-
-@pytest.fixture(scope="module")
-def testbed() -> Iterator[Testbed]:
-    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
-    with open_testbed(free) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(
@@ -96,7 +87,7 @@ def test_plans_that_a_rival_cannot_follow(testbed: Testbed, rival: Rival, plan: 
     ],
     ids=["pace", "links"],
 )
-def test_rivals_know_no_emulation(settings: LocalSettings) -> None:
+def test_rivals_know_no_emulation(open_local: OpenLocal, settings: LocalSettings) -> None:
     training = training_settings(LENET, load_dataset("digits"), 12, iterations=1)
-    with open_testbed(settings) as opened, pytest.raises(InputError, match="'device' is paced, accelerated or emulate"):
+    with open_local(settings) as opened, pytest.raises(InputError, match="'device' is paced, accelerated or emulate"):
         train_as_rival(opened, ONE, training, "plain")

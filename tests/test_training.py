@@ -40,16 +40,10 @@ TOLERANCE = 1e-6
 JALAD = Execution(activation_encoding="uint8")
 
 
-@pytest.fixture(scope="module")
-def testbed() -> Iterator[Testbed]:
-    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
-    with open_testbed(free) as opened:
-        yield opened
-
-
 @pytest.fixture
-def testbed_of_its_own() -> Iterator[Testbed]:
-    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+def pair() -> Iterator[Testbed]:
+    """A session for a test that ends it; two workers are enough for one to fail and one to notice."""
+    free = LocalSettings(data_holder="device", workers=dict.fromkeys(("device", "edge"), WorkerSettings()), timeout_s=3)
     with open_testbed(free) as opened:
         yield opened
 
@@ -109,6 +103,7 @@ PLANS = {
     "cut before the loss": tree(12, device=("cloud", 12, 8), edge=("cloud", 1, 4), cloud=(None, 13, 0)),
     "data on the root": tree(12, "cloud", device=("edge", 5, 2), edge=("cloud", 8, 3), cloud=(None, 13, 7)),
 }
+TWO = tree(12, device=("edge", 3, 4), edge=(None, 13, 8))
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
@@ -188,7 +183,7 @@ def test_adam_and_float32_samples(testbed: Testbed) -> None:
     assert largest_difference(testbed, PLANS["chain"], LENET, "digits", optimizer, execution) < 1e-5
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_plans_equal_single_process_sgd(testbed: Testbed, data: st.DataObject) -> None:
     batch_size = data.draw(st.integers(1, 9))
@@ -224,14 +219,14 @@ def test_a_worker_whose_layers_have_no_parameters(testbed: Testbed) -> None:
     assert run.losses == pytest.approx(train_on_one_process(training, dataset).losses, rel=1e-4)
 
 
-def test_whatever_a_layer_raises_is_told_with_its_place(testbed_of_its_own: Testbed) -> None:
+def test_whatever_a_layer_raises_is_told_with_its_place(pair: Testbed) -> None:
     training = training_settings(ModelSettings(name="resnet18"), load_dataset("synthetic"), 8, iterations=1)
     chain = build_model(**dict(training.model)).chain
     plan = tree(8, device=("edge", chain.depth - 2, 1), edge=(None, chain.depth, 7))  # BatchNorm of a single value
     with pytest.raises(
         WorkerError, match=r"device failed: .*iteration 1, action \d+ of \d+ \(forward .*more than 1 value"
     ):
-        train(testbed_of_its_own, instant_problem(chain, 8, Execution.paper()), plan, training)
+        train(pair, instant_problem(chain, 8, Execution.paper()), plan, training)
 
 
 def test_batch_norm_is_exact_only_where_one_worker_sees_the_whole_mini_batch(testbed: Testbed) -> None:
@@ -312,16 +307,14 @@ def test_what_does_not_fit_is_refused_before_any_work(testbed: Testbed) -> None:
         training_settings(ModelSettings(name="lenet5", sample_shape=(3, 32, 32)), dataset, 12)
 
 
-def test_a_failing_worker_ends_the_session_with_its_name() -> None:
-    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
+def test_a_failing_worker_ends_the_session_with_its_name(pair: Testbed) -> None:
     dataset = load_dataset("digits")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=1)
     nowhere = training.model_copy(update={"dataset": "nothing"})
-    with open_testbed(free) as opened:
-        with pytest.raises(WorkerError, match=r"worker device failed: InputError: .*nothing"):
-            train(opened, problem, PLANS["star"], nowhere)
-        assert all(not alive(worker.process.pid) for worker in opened._workers.values())
+    with pytest.raises(WorkerError, match=r"worker device failed: InputError: .*nothing"):
+        train(pair, problem, TWO, nowhere)
+    assert all(not alive(worker.process.pid) for worker in pair._workers.values())
 
 
 def alive(pid: int) -> bool:
@@ -343,43 +336,43 @@ def alive(pid: int) -> bool:
     ],
     ids=["killed", "frozen"],
 )
-def test_a_lost_worker_ends_the_training_with_its_name_and_position(what: signal.Signals, message: str) -> None:
-    free = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()), timeout_s=3)
+def test_a_lost_worker_ends_the_training_with_its_name_and_position(
+    pair: Testbed, what: signal.Signals, message: str
+) -> None:
     dataset = load_dataset("digits")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6)
-    with open_testbed(free) as opened:
-        processes = {name: worker.process for name, worker in opened._workers.items()}
-        run = opened.run
+    processes = {name: worker.process for name, worker in pair._workers.items()}
+    run = pair.run
 
-        def lose_one(jobs: Mapping[str, Job], on_event: OnEvent = lambda *_: None) -> dict[str, Answer]:
-            def listen(name: str, event: Progress | Snapshot | Beat, payload: bytes) -> None:
-                on_event(name, event, payload)
-                if isinstance(event, Beat) and event.iterations and name == "device" and processes[name].poll() is None:
-                    processes[name].send_signal(what)
+    def lose_one(jobs: Mapping[str, Job], on_event: OnEvent = lambda *_: None) -> dict[str, Answer]:
+        def listen(name: str, event: Progress | Snapshot | Beat, payload: bytes) -> None:
+            on_event(name, event, payload)
+            if isinstance(event, Beat) and event.iterations and name == "device" and processes[name].poll() is None:
+                processes[name].send_signal(what)
 
-            return run(jobs, listen)
+        return run(jobs, listen)
 
-        opened.run = lose_one
-        with pytest.raises(WorkerError, match=message) as caught:
-            train(opened, problem, PLANS["star"], training)
-        completed = caught.value.completed
-        assert isinstance(completed["losses"], tuple)
-        assert completed["iterations"] == len(completed["losses"]) > 0
-        assert not any(alive(process.pid) for process in processes.values())
-        opened.run = run
-        with pytest.raises(WorkerError, match="the session is over"):
-            train(opened, problem, PLANS["star"], training)
+    pair.run = lose_one
+    with pytest.raises(WorkerError, match=message) as caught:
+        train(pair, problem, TWO, training)
+    completed = caught.value.completed
+    assert isinstance(completed["losses"], tuple)
+    assert completed["iterations"] == len(completed["losses"]) > 0
+    assert not any(alive(process.pid) for process in processes.values())
+    pair.run = run
+    with pytest.raises(WorkerError, match="the session is over"):
+        train(pair, problem, TWO, training)
 
 
-def test_a_loss_that_is_no_number_ends_the_training_at_once(testbed_of_its_own: Testbed) -> None:
+def test_a_loss_that_is_no_number_ends_the_training_at_once(pair: Testbed) -> None:
     dataset = load_dataset("digits")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6, optimizer=OptimizerSettings(learning_rate=1e6))
     with pytest.raises(
         WorkerError, match=r"edge failed: .*iteration \d+, action \d+ of \d+ \(forward .*the loss is (nan|inf); a"
     ):
-        train(testbed_of_its_own, problem, PLANS["star"], training)
+        train(pair, problem, TWO, training)
     with pytest.raises(RunError, match="the loss is"):
         train_on_one_process(training, dataset)
 
