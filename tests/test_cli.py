@@ -12,6 +12,7 @@ from hiertrain.network import Network
 from hiertrain.profile import Profile
 from hiertrain.records import load_record
 from hiertrain.solution import Solution
+from tests.conftest import OpenLocal
 
 COST = {"fixed_s": 1e-4, "per_sample_s": 2e-5}
 SLOW = {"fixed_s": 1e-3, "per_sample_s": 2e-4}
@@ -187,7 +188,10 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
     assert capsys.readouterr().err == "hiertrain: error: time limit nan s: must be a positive number\n"
 
 
-def test_all_three_stages_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_three_stages_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
+) -> None:
+    monkeypatch.setattr("hiertrain.commands.open_testbed", open_local)
     testbed = tmp_path / "testbed.yml"
     testbed.write_text(
         "kind: local\ndata_holder: device\nworkers: {device: {slowdown: 4}, edge: {slowdown: 2}}\nlinks:\n"

@@ -21,10 +21,8 @@ from hiertrain.experiments import (
     speedup_table,
     varied,
 )
-from hiertrain.stages import measure_links
-from hiertrain.testbeds import find_testbed, open_testbed
-from hiertrain.testbeds.nominal import nominal_network
-from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, WorkerSettings
+from hiertrain.testbeds import find_testbed
+from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.values import InputError
 from tests.conftest import OpenLocal
 
@@ -143,16 +141,3 @@ def test_sweeps_and_profiles_that_there_are_not(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(experiments, "DATA", tmp_path)
     with pytest.raises(InputError, match=r"lenet5\.json: there is no recorded profile of 'lenet5'; git restores"):
         problem_at(LOCAL, MIDDLE)
-
-
-@pytest.mark.netns
-def test_shaped_links_are_as_they_are_meant_to_be() -> None:
-    settings = find_testbed("netns")
-    assert isinstance(settings, NetnsSettings)
-    with open_testbed(settings) as testbed:
-        measured = measure_links(testbed, repetitions=5)
-    for link in nominal_network(settings).links:
-        probed = measured.link(link.source, link.target)
-        assert probed.bandwidth_mbps == pytest.approx(link.bandwidth_mbps, rel=0.15)
-        assert probed.burst_bytes <= 2 * link.burst_bytes + 5000
-    assert len(nominal_network(settings).links) == 6
