@@ -29,6 +29,8 @@ from hiertrain.figures import (
     plot_ratios,
     plot_shares,
     plot_solve_times,
+    plot_speedups,
+    plot_sweeps,
     plot_timeline,
     plot_times,
     save_figure,
@@ -131,7 +133,18 @@ LEARNING = pd.DataFrame(
         for i in (1, 2, 3)
     ]
 )
+SPEEDUPS = pd.DataFrame(
+    [
+        {"sweep": "cloud_mbps", "model": model, "policy": policy, "cloud_mbps": rate, "predicted": 2.0}
+        | {"observed": 0.5, "low": 0.4, "high": 9.0}
+        for model in ("lenet5", "alexnet")
+        for policy in ("all-cloud", "hiertrain+")
+        for rate in (1.5, 5.0)
+    ]
+)
 DRAWINGS = [
+    (lambda df: plot_speedups(df, "cloud_mbps"), SPEEDUPS.drop(columns="sweep"), "line: predicted"),
+    (plot_sweeps, SPEEDUPS.drop(columns="model"), "point: real run"),
     (plot_layers, LAYERS, "exact sizes"),
     (lambda df: plot_layer_times(df, "emulated"), TIMES, "emulated"),
     (lambda df: plot_fit(df, "measured"), FIT, "measured"),
@@ -233,3 +246,24 @@ def test_unknown_sources_and_policies_are_refused():
 
 def test_every_action_has_a_colour():
     assert set(ACTION_COLOURS) == set(Kind)
+
+
+def test_a_send_of_unknown_end_is_a_tick_that_the_legend_explains() -> None:
+    sent = SPANS[SPANS["kind"] == Kind.SEND_GRADIENTS].head(1)
+    sent = sent.assign(end_ms=sent["start_ms"] + 0.0)
+    waiting = SPANS[SPANS["kind"] == Kind.RECEIVE_GRADIENTS].head(1)
+    for source, ticks in (("measured", 1), ("predicted", 0)):
+        fig = plot_timeline(pd.concat([sent, waiting]).assign(source=source))
+        assert len(fig.axes[0].lines) == ticks
+        labels = [text.get_text() for text in fig.legends[0].get_texts()]
+        assert ("arrival unknown" in labels) == bool(ticks)
+
+
+def test_no_speedup_is_cut_off_and_the_paper_is_seen_where_it_is_near():
+    low, high = plot_speedups(SPEEDUPS, "cloud_mbps").axes[0].get_ylim()
+    assert low < 0.4
+    assert high > 9
+    near = SPEEDUPS.assign(predicted=4.0, observed=4.0, low=np.nan, high=np.nan)
+    assert plot_speedups(near, "cloud_mbps").axes[0].get_ylim()[1] > 6.9
+    far = near.assign(predicted=1.1, observed=1.0)
+    assert plot_sweeps(far).axes[0].get_ylim()[1] < 2

@@ -1,7 +1,7 @@
 """DataFrame -> Figure, one message each, one column (3.4 in) wide. Units stand in the column names.
 
-Every figure says whether it shows something measured (real run), emulated (real run with slowed compute) or predicted
-(cost model). The colours are seaborn's palette for colour-blind readers.
+Every figure says whether it shows something measured (real messages over links), emulated (messages that the program
+itself holds back) or predicted (cost model). The colours are seaborn's palette for colour-blind readers.
 """
 
 from hiertrain.figures.claims import plot_claims

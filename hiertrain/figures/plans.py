@@ -5,6 +5,7 @@ from textwrap import fill
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,7 +27,7 @@ from hiertrain.figures.style import (
     say_source,
     use_style,
 )
-from hiertrain.program import RECEIVES, Kind
+from hiertrain.program import RECEIVES, SENDS, Kind
 
 TITLE_CHARACTERS = 60  # that fit above a panel
 
@@ -49,12 +50,18 @@ def plot_timeline(df: pd.DataFrame, by: str = "source") -> Figure:
         for ax, title in zip(axes, titles, strict=True):
             spans = df[df[by] == title]
             _draw_spans(ax, spans, lanes)
-            ax.set_title(fill(f"{title}: {spans['end_ms'].max():.4g} ms", TITLE_CHARACTERS), loc="left")
+            source = "" if by == "source" else f" {spans['source'].iloc[0]}"
+            ax.set_title(fill(f"{title}:{source} {spans['end_ms'].max():.4g} ms", TITLE_CHARACTERS), loc="left")
             ax.set_xlim(0, df["end_ms"].max())
             ax.tick_params(labelbottom=ax is axes[-1])
         axes[-1].set_xlabel("time in the iteration (ms)")
-        drawn = {("waiting" if kind in RECEIVES else kind): ACTION_COLOURS[Kind(kind)] for kind in df["kind"].unique()}
-        fig.legend([Patch(color=colour) for colour in drawn.values()], list(drawn), loc="outside lower center", ncols=3)
+        shown: dict[str, Artist] = {
+            "waiting" if kind in RECEIVES else kind: Patch(color=ACTION_COLOURS[Kind(kind)])
+            for kind in df["kind"].unique()
+        }
+        if _unseen(df).any():
+            shown["arrival unknown"] = Line2D([], [], color=BLACK, marker="|", linestyle="")
+        fig.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, handlelength=1.2)
     return fig
 
 
@@ -142,6 +149,12 @@ def plot_errors(df: pd.DataFrame, by: str, source: Source, limit: float | None =
     return fig
 
 
+def _unseen(spans: pd.DataFrame) -> pd.Series:
+    """Which spans are sends whose message came before its receiver asked for it."""
+    observed = spans["source"] != "predicted"
+    return observed & spans["kind"].isin(SENDS) & (spans["start_ms"] == spans["end_ms"])
+
+
 def _draw_spans(ax: Axes, spans: pd.DataFrame, lanes: Sequence[tuple[str, str]]) -> None:
     """One horizontal bar per span; waiting is drawn first so that it hides nothing."""
     rows: Mapping[tuple[str, str], int] = {lane: row for row, lane in enumerate(lanes)}
@@ -156,6 +169,9 @@ def _draw_spans(ax: Axes, spans: pd.DataFrame, lanes: Sequence[tuple[str, str]])
             edgecolor="white",
             linewidth=0.2,
         )
+    for _, span in spans[_unseen(spans)].iterrows():
+        row, colour = rows[span["worker"], span["lane"]], ACTION_COLOURS[Kind(span["kind"])]
+        ax.plot(span["start_ms"], row, "|", color=colour, markersize=9, markeredgewidth=1.5)
     ax.set_yticks(range(len(lanes)), [f"{worker} {lane}" for worker, lane in lanes])
     ax.set_ylim(len(lanes) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
