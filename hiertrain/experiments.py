@@ -76,6 +76,13 @@ def check_emulated(settings: AnySettings) -> Emulated:
         )
     if any(worker.slowdown == 1 for worker in settings.workers.values()) or len(settings.links) < 6:
         raise InputError("testbed: a grid of settings needs a slowdown of every worker and a rate of every link")
+    middle = setting_of(settings, "any", 1)
+    for link in settings.links:
+        if link.bandwidth_mbps != (mbps := middle.mbps(link.source, link.target)):
+            raise InputError(
+                f"testbed: {link.bandwidth_mbps:g} Mbit/s from {link.source} to {link.target}, {mbps:g} on another "
+                "link; a grid of settings has one rate between device and edge, and one for all links of the cloud"
+            )
     return settings
 
 
@@ -158,8 +165,12 @@ class _Work:
 
 def record_name(notebook: str, parameters: Mapping[str, object]) -> str:
     """Of a record of work, the same for the same work; it begins with the number of its notebook."""
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
-    return f"{notebook}-{parameters['model']}-{digest[:12]}"
+    return f"{notebook}-{parameters['model']}-{_digest(parameters)}"
+
+
+def _digest(content: object) -> str:
+    """Of JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def effective_execution(policy: Policy) -> Execution:
@@ -180,18 +191,20 @@ def work_parameters(settings: Emulated, setting: Setting, policy: Policy) -> dic
     Workers that compute nothing, links that carry nothing and encodings that nothing travels in are left out.
     """
     plan = policy.plan
-    program = compile_plan(plan, policy.problem.profile.chain, policy.problem.execution)
+    profile, here = policy.problem.profile, settings_at(settings, setting)
+    program = compile_plan(plan, profile.chain, policy.problem.execution)
     actions = [(worker, action) for worker, own in program.actions.items() for action in own]
     computing = sorted({worker for worker, action in actions if action.peer is None})
-    links = sorted({(worker, action.peer) for worker, action in actions if action.kind in SENDS and action.peer})
+    used = {(worker, action.peer) for worker, action in actions if action.kind in SENDS}
     return {
         "testbed": settings.kind,
         "model": setting.model,
         "batch_size": setting.batch_size,
         "execution": effective_execution(policy).model_dump(),
         "plan": {name: plan.workers[name].model_dump() for name in plan.participants if plan.active(name)},
-        "slowdown": {worker: setting.slowdown(worker) for worker in computing},
-        "mbps": {f"{source} to {target}": setting.mbps(source, target) for source, target in links},
+        "workers": {worker: here.workers[worker].model_dump(mode="json") for worker in computing},
+        "layer_times": {worker: _digest(profile.worker(worker).model_dump(mode="json")) for worker in computing},
+        "links": [link.model_dump(mode="json") for link in here.links if (link.source, link.target) in used],
     }
 
 
@@ -240,18 +253,19 @@ def _works(settings: Emulated, case: Case, work_s: float) -> list[_Work]:
 
 
 def _execute(testbed: Testbed, work: _Work, work_s: float) -> dict[str, object]:
-    """Train, and keep the times of the iterations after the first, and the timeline of the one in their middle."""
+    """Train, and keep the times of the iterations after the first, and the timeline of the one with their median."""
     problem, plan = work.policy.problem, work.policy.plan
     iterations = 1 + int(np.clip(round(work_s / work.policy.predicted_s), 1, MOST))
     run = train(testbed, problem, plan, _training(problem, iterations))
-    kind = kind_of_times(testbed.settings)
+    kind, iteration_s = kind_of_times(testbed.settings), run.iteration_s[1:]
+    typical = 1 + int(np.argsort(iteration_s)[len(iteration_s) // 2])
     return {
         "kind": kind,
         "plan": plan,
-        "iteration_s": run.iteration_s[1:],
+        "iteration_s": iteration_s,
         "late_share": run.late_share,
         "clock_error_s": run.clock_error_s,
-        "timeline": timeline_table(run.timeline(run.typical), kind),
+        "timeline": timeline_table(run.timeline(typical), kind),
     }
 
 
@@ -270,22 +284,22 @@ def policy_table(
 ) -> pd.DataFrame:
     """One row per case and policy: the setting, the plan in words, its predicted time, and the one that it had.
 
-    ``observed_ms`` is the median over ``iterations``, ``low_ms`` and ``high_ms`` are the quartiles, all NaN where the
-    plan was not executed; ``kind``: of the observed times; ``record``: where they come from.
+    ``observed_ms`` is the median over ``iterations``, NaN where the plan was not executed; ``low_ms`` and ``high_ms``
+    are the quartiles, NaN for a single iteration; ``kind``: of the observed times; ``record``: where they come from.
     """
     rows = []
     for case in cases:
         for work in _works(settings, case, work_s):
             policy, result = work.policy, results.get(work.record)
             times_ms = np.multiply(result["iteration_s"], 1e3) if result else np.array([np.nan])
-            low, median, high = np.quantile(times_ms, [0.25, 0.5, 0.75])
+            low, high = np.quantile(times_ms, [0.25, 0.75]) if len(times_ms) > 1 else (np.nan, np.nan)
             rows.append(
                 {
                     **dict(case.setting),
                     "policy": policy.name,
                     "plan": describe(policy.plan),
                     "predicted_ms": policy.predicted_s * 1e3,
-                    "observed_ms": median,
+                    "observed_ms": np.median(times_ms),
                     "low_ms": low,
                     "high_ms": high,
                     "iterations": len(times_ms) if result else 0,
@@ -310,7 +324,8 @@ def describe(plan: Plan) -> str:
 def speedup_table(policies: pd.DataFrame, of: str) -> pd.DataFrame:
     """One row per setting and other policy: how many times as long it takes per iteration as the policy ``of``.
 
-    Predicted, and observed with an interval: ratios of opposite quartiles. NaN where one of both was not executed.
+    Predicted, and observed with an interval: ratios of opposite quartiles. NaN where one of both was not executed, and
+    without interval where one of both had a single iteration.
     """
     keys = list(Setting.model_fields)
     ours = policies[policies["policy"] == of]

@@ -10,7 +10,6 @@ from functools import cached_property
 from hiertrain.baselines import best_chain, best_layer_parallel
 from hiertrain.cost import iteration_s
 from hiertrain.plan import Plan, Problem
-from hiertrain.program import Program, compile_plan
 from hiertrain.scheduling import optimize
 from hiertrain.solution import Shape
 from hiertrain.values import InputError, RunError
@@ -60,15 +59,6 @@ def find_policies(problem: Problem, names: Sequence[str] = POLICIES) -> dict[str
     if problem != free:
         raise InputError("policies: they restrict a problem themselves; it must have no constraint and send float32")
     return {name: _find(name, problem) for name in names}
-
-
-def same_work(one: Policy, other: Policy) -> bool:
-    """Whether a run of one is a run of the other, for two policies of a problem: every worker does the same."""
-    return _program(one) == _program(other)
-
-
-def _program(policy: Policy) -> Program:
-    return compile_plan(policy.plan, policy.problem.profile.chain, policy.problem.execution)
 
 
 def _find(name: str, problem: Problem) -> Policy:

@@ -117,13 +117,15 @@ def remembered(
 
 
 def recall(run: str, name: str, parameters: Mapping[str, object], root: Path = RESULTS) -> dict[str, JsonValue] | None:
-    """The results of a record of the same parameters and source; None where there is none."""
+    """The results of a record of the same parameters, source, versions and processor; None where there is none."""
     path = record_path(run, name, root)
-    if not path.exists():
+    try:
+        record = load_record(run, name, root)
+    except InputError:  # there is none, or one of another version of the workbench
         return None
-    record = load_record(run, name, root)
-    same = record.parameters == _json(parameters, str(path)) and record.environment.source == _source_digest()
-    return record.results if same else None
+    then = record.environment
+    same = record.parameters == _json(parameters, str(path)) and then.source == _source_digest()
+    return record.results if same and (then.versions, then.cpu) == (package_versions(), _cpu_model()) else None
 
 
 def load_record(run: str, name: str, root: Path = RESULTS) -> Record:

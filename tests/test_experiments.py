@@ -1,10 +1,13 @@
 """The grid: what is the same work, what it is asked of testbeds, and that recorded work is not done again."""
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 
 from hiertrain import experiments, records
 from hiertrain.cost import iteration_s
@@ -20,11 +23,15 @@ from hiertrain.experiments import (
     settings_at,
     speedup_table,
     varied,
+    work_parameters,
 )
+from hiertrain.plan import Assignment, Execution, Plan
+from hiertrain.policies import Policy
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.values import InputError
 from tests.conftest import OpenLocal
+from tests.strategies import plans
 
 LOCAL = check_emulated(find_testbed("local"))
 MIDDLE = setting_of(LOCAL, "lenet5", 8)
@@ -79,6 +86,49 @@ def test_what_makes_no_difference_is_the_same_work(cases: list[Case]) -> None:
     assert records_of(moved)["all-cloud"] != middle["all-cloud"]
 
 
+def work_of(policy: Policy) -> dict[str, object]:
+    return work_parameters(LOCAL, MIDDLE, policy)
+
+
+@hypothesis_settings(max_examples=50)
+@given(plans(names=("device", "edge", "cloud"), depth=13, batch_size=8, data_holder="device"))
+def test_parents_of_idle_workers_make_no_difference(plan: Plan) -> None:
+    problem = problem_at(LOCAL, MIDDLE)
+    idle = Assignment(parent=plan.root, depth=0, samples=0)
+    moved = {name: part if plan.active(name) else idle for name, part in plan.workers.items()}
+    other = Plan(batch_size=plan.batch_size, data_holder=plan.data_holder, workers=moved)
+    assert work_of(Policy("one", plan, problem)) == work_of(Policy("other", other, problem))
+
+
+@pytest.mark.parametrize(("depth", "same"), [(0, True), (3, False), (13, True)])
+def test_an_encoding_makes_a_difference_where_something_travels_in_it(depth: int, same: bool) -> None:
+    problem = problem_at(LOCAL, MIDDLE)
+    root, leaf = ("cloud", "device") if depth < 13 else ("device", "cloud")
+    parts = {
+        root: (None, 13, 0 if depth % 13 else 8),
+        leaf: (root, depth % 13, 8 if depth % 13 else 0),
+        "edge": (root, 0, 0),
+    }
+    workers = {name: Assignment(parent=p, depth=m, samples=b) for name, (p, m, b) in parts.items()}
+    plan = Plan(batch_size=8, data_holder="device", workers=workers)
+    eight_bits = replace(problem, execution=Execution(activation_encoding="uint8"))
+    assert (work_of(Policy("one", plan, problem)) == work_of(Policy("other", plan, eight_bits))) == same
+
+
+def test_what_computing_and_links_depend_on_makes_a_difference(cases: list[Case]) -> None:
+    setting, policy = cases[0].setting, cases[0].policies["all-cloud"]
+    works = [work_parameters(LOCAL, setting, policy)]
+    late = [link.model_copy(update={"latency_ms": 20.0}) for link in LOCAL.links]
+    works.append(work_parameters(LOCAL.model_copy(update={"links": tuple(late)}), setting, policy))
+    more = {name: worker.model_copy(update={"threads": 2}) for name, worker in LOCAL.workers.items()}
+    works.append(work_parameters(LOCAL.model_copy(update={"workers": more}), setting, policy))
+    profile = policy.problem.profile
+    other = {**profile.workers, "cloud": profile.worker("cloud").scaled(1.01)}
+    changed = replace(policy.problem, profile=profile.model_copy(update={"workers": other}))
+    works.append(work_parameters(LOCAL, setting, replace(policy, problem=changed)))
+    assert all(one != other for one, other in combinations(works, 2))
+
+
 def test_work_is_executed_once_and_then_recalled(
     cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
@@ -123,6 +173,12 @@ def test_work_is_executed_once_and_then_recalled(
     [
         (LocalSettings(data_holder="device", workers={"device": WorkerSettings(slowdown=2)}), "needs the workers"),
         (LOCAL.model_copy(update={"links": LOCAL.links[:3]}), "a rate of every link"),
+        (
+            LOCAL.model_copy(
+                update={"links": (*LOCAL.links[:5], LOCAL.links[5].model_copy(update={"bandwidth_mbps": 40.0}))}
+            ),
+            "40 Mbit/s from cloud to edge, 5 on another link",
+        ),
     ],
 )
 def test_only_three_emulated_hosts_make_a_grid(settings: LocalSettings, message: str) -> None:

@@ -126,3 +126,11 @@ def test_a_result_is_computed_once_for_the_same_parameters(tmp_path):
     path.write_text(path.read_text().replace(load_record("try", "point", tmp_path).environment.source or "-", "other"))
     remembered("try", "point", {"value": 2.0}, lambda: compute(2.0), tmp_path)
     assert calls == [1.0, 2.0, 2.0]
+    for old in (f'"cpu": "{environment_record().cpu}"', f'"torch": "{package_versions()["torch"]}"', '"results"'):
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, f'{old[:-1]}, of old"'))
+        calls.clear()
+        for _ in range(2):
+            remembered("try", "point", {"value": 2.0}, lambda: compute(2.0), tmp_path)
+        assert calls == [2.0], old
