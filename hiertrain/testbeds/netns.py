@@ -98,7 +98,11 @@ def missing() -> list[str]:
     if sys.platform != "linux":
         return [f"Linux (this is {sys.platform})"]
     lacking = [] if os.geteuid() == 0 else ["root"]
-    return lacking + [f"{tool} (package {package})" for tool, package in PACKAGES.items() if not shutil.which(tool)]
+    lacking += [f"{tool} (package {package})" for tool, package in PACKAGES.items() if not shutil.which(tool)]
+    if not lacking:  # root in a container may not be allowed to make any
+        tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
+        lacking += [f"unshare to work ({' '.join(tried.stderr.split())})"] if tried.returncode else []
+    return lacking
 
 
 def _require(lacking: Sequence[str]) -> None:
