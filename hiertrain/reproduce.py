@@ -40,6 +40,7 @@ class NotebookSettings(Value):
     """What one notebook gets, and what must exist under results/<run>/ after it."""
 
     parameters: dict[str, JsonValue] = Field(default_factory=dict)  # in a variant: beside those of its base
+    reads: tuple[str, ...] = ()  # files of other runs, below results/
     outputs: tuple[str, ...] = ()  # in a variant: those of its base
     without: tuple[str, ...] = ()  # in a variant: outputs of its base that do not appear
 
@@ -100,6 +101,7 @@ class Job:
     source: Path
     parameters: Mapping[str, JsonValue]
     folder: Path  # results/<run>
+    reads: tuple[Path, ...]  # files of other runs
     outputs: tuple[str, ...]
     cells: int
 
@@ -166,6 +168,7 @@ def _load_parameters(path: Path, notebooks: Path) -> ParameterFile:
             _check_known(f"{path}: {name}: output of {variant.base!r}", output, base[name].outputs)
         whole[name] = NotebookSettings(
             parameters={**base[name].parameters, **changes.parameters},
+            reads=changes.reads,
             outputs=tuple(output for output in base[name].outputs if output not in changes.without),
         )
     return ParameterFile(run=variant.run, notebooks=whole)
@@ -206,7 +209,8 @@ def _prepare(name: str, settings: NotebookSettings, notebooks: Path, folder: Pat
     for parameter, value in parameters.items():
         _check_known(f"{path}: {name}: parameter", parameter, list(declared))
         _check_type(f"{path}: {name}: parameter {parameter!r}", value, declared[parameter]["inferred_type_name"])
-    return Job(name, source, parameters, folder, settings.outputs, len(cells))
+    reads = tuple(folder.parent / path for path in settings.reads)
+    return Job(name, source, parameters, folder, reads, settings.outputs, len(cells))
 
 
 def _check_type(where: str, value: JsonValue, annotation: str) -> None:
@@ -232,9 +236,9 @@ def _digest_of_sources(notebooks: Path) -> str:
 
 
 def _fingerprint(job: Job, base: str, earlier: Sequence[Path]) -> str:
-    """Digest of all that an execution depends on; ``earlier`` are the outputs of the notebooks before it."""
+    """Digest of all that an execution depends on; ``earlier``: the outputs of the notebooks before it in this run."""
     cells = [(cell.cell_type, cell.source) for cell in nbformat.read(job.source, as_version=4).cells]
-    return _digest(base, cells, dict(job.parameters), [_digest_of_file(path) for path in earlier])
+    return _digest(base, cells, dict(job.parameters), [_digest_of_file(path) for path in (*earlier, *job.reads)])
 
 
 def _digest(*content: object) -> str:

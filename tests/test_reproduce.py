@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from hiertrain import files
 from hiertrain.cli import main
-from hiertrain.reproduce import NotebookError, NotebookRecord, Outcome, prepare, reproduce
+from hiertrain.reproduce import NotebookError, NotebookRecord, Outcome, _fingerprint, prepare, reproduce
 from hiertrain.values import InputError
 
 PARAMETERS = (
@@ -203,10 +203,14 @@ def test_a_variant_says_only_what_is_different(bench):
         bench.notebook(name, WRITE_A)
     first = {"outputs": ["a.txt", "b.txt"], "parameters": {"factor": 2, "names": ["y"]}}
     bench.parameters(**{"01_first": first, "02_second": {"outputs": ["c.txt"]}})
-    variant(bench, **{"01-first": {"parameters": {"factor": 3}, "without": ["a.txt"]}})
+    variant(bench, **{"01-first": {"parameters": {"factor": 3}, "without": ["a.txt"], "reads": ["try/a.txt"]}})
     (job,) = prepare("smaller", notebooks=bench.notebooks, results=bench.results)
     assert job.parameters == {"run": "smaller", "factor": 3, "names": ["y"]}
     assert job.outputs == ("b.txt",)
+    assert job.reads == (bench.run / "a.txt",)
+    before = _fingerprint(job, "", ())
+    files.write_text(bench.run / "a.txt", "changed")
+    assert _fingerprint(job, "", ()) != before
     for part, message in [
         ({"01-frist": {}}, r"notebook of 'small' '01-frist' does not exist; did you mean '01-first'\?"),
         ({"01-first": {"without": ["c.txt"]}}, r"01-first: output of 'small' 'c\.txt' does not exist"),
