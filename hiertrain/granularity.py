@@ -82,12 +82,15 @@ def adaptation_table(cases: Sequence[Case], middle: Sequence[Setting], policy: s
 def gain_table(policies: pd.DataFrame, over: Sequence[str]) -> pd.DataFrame:
     """By how many percent each policy is faster than the best one of ``over``, negative where it is slower.
 
-    ``policies``: as ``policy_table`` has it. The best one is the one that is predicted to be. One row per setting and
-    policy: predicted, and observed with the ends low and high of an interval, NaN where one of both was not executed.
+    ``policies``: as ``policy_table`` has it. One row per setting and policy: predicted, against the one that is
+    predicted to be the best; and observed, against the one that was observed to be, with the ends low and high of an
+    interval, NaN where the policy or all of ``over`` were not executed.
     """
-    those = policies[policies["policy"].isin(over)]
-    fastest = those.groupby(list(Setting.model_fields))["predicted_ms"].idxmin()
-    best = those.loc[fastest].assign(policy="best")
+    keys = list(Setting.model_fields)
+    those, observed = policies[policies["policy"].isin(over)], ["observed_ms", "low_ms", "high_ms", "kind"]
+    best = those.sort_values("predicted_ms").drop_duplicates(keys).drop(columns=observed)
+    seen = those.sort_values("observed_ms").drop_duplicates(keys)[[*keys, *observed]]  # NaN is sorted to the end
+    best = best.merge(seen, on=keys).assign(policy="best")
     gains = speedup_table(pd.concat([policies, best]), of="best")  # times as long as the best one
     numbers = gains[["predicted", "observed", "high", "low"]].to_numpy()
     gains[["predicted", "observed", "low", "high"]] = 100 * (1 / numbers - 1)

@@ -25,7 +25,7 @@ RATES = (1.5, 5.0, 20.0)  # Mbit/s to the cloud
 # Observed times per iteration in ms at these rates; predictions are 2% above, quartiles 1% to either side.
 TIMES = {
     "all-cloud": (800.0, 300.0, 130.0),
-    "jointdnn": (700.0, 250.0, 130.0),
+    "jointdnn": (720.0, 250.0, 130.0),
     "jalad": (50.0, 50.0, 50.0),  # does not train the same: may be faster
     "data-parallel": (130.0, 125.0, 120.0),
     "layer-parallel": (140.0, 120.0, 130.0),
@@ -144,6 +144,8 @@ def good_run(tmp_path_factory) -> Path:
     save(convergence(), folder, "08-convergence")
     save(benchmarks_table(), folder, "09-benchmarks")
     save_proofs(folder)
+    for name in ("04-training", "08-convergence"):
+        save_record(folder.name, name, {}, {"kind": "emulated"}, folder.parent)
     environment = environment_record().model_copy(update={"cpu": "abacus", "cores": 3})
     for index, name in enumerate(NOTEBOOKS):
         record = NotebookRecord(
@@ -174,9 +176,9 @@ def test_every_claim_can_hold_and_says_where_its_numbers_are_from(run):
     assert {claim.hardware for claim in found} == {"abacus, 3 cores"}
     assert found[CONNECTED].minutes == 1
     assert found[PROVEN].minutes == 2 + 8
-    assert found[PROVEN].command == f"{COMMAND} --only 03-optimization 10-scheduler"
+    assert found[PROVEN].command == f"{COMMAND} --only 02-profiling 03-optimization 10-scheduler"
     assert {claim.kind for claim in found[:4]} == {"measured"}
-    assert found[PREDICTED].kind == "emulated"
+    assert {found[index].kind for index in (PREDICTED, SAME, SAME_LOSSES, EIGHT_BITS)} == {"emulated"}
     assert {claim.paper for claim in found[:4]} == {"up to 6.9x"}
     assert {claim.paper for claim in found[4:]} == {"none stated"}
 
@@ -195,7 +197,7 @@ def test_numbers_are_those_of_the_tables(run):
     assert "hiertrain+" in closest.reason
     assert found[NEVER_SLOWER].measured == pytest.approx(1 / 1.2)
     assert (found[HYBRID].measured, found[HYBRID].predicted) == (1, 1)
-    assert found[ADAPTS].predicted == found[ADAPTS].measured == 3
+    assert found[ADAPTS].predicted == 3
     assert "lenet5 3 at 3 rates (2 but for samples)" in found[ADAPTS].reason
     assert found[CONNECTED].measured == pytest.approx(100 / 111)
     assert found[SAME].measured == pytest.approx(2e-8)
@@ -208,15 +210,24 @@ def changed(**times: tuple[float, ...]) -> pd.DataFrame:
     return grid(TIMES | {name.replace("plus", "+").replace("_", "-"): own for name, own in times.items()})
 
 
+def without_intervals(policies: pd.DataFrame) -> pd.DataFrame:
+    """The same of a single iteration each."""
+    return policies.assign(low_ms=np.nan, high_ms=np.nan)
+
+
 @pytest.mark.parametrize(
     ("policies", "index", "verdict"),
     [
-        (changed(all_cloud=(690.0, 300.0, 130.0)), ALL_CLOUD, "holds"),
-        (changed(all_cloud=(689.0, 300.0, 130.0)), ALL_CLOUD, "fails"),
-        (changed(jointdnn=(689.0, 300.0, 130.0)), JOINTDNN, "fails"),
+        (changed(all_cloud=(710.0, 300.0, 130.0)), ALL_CLOUD, "holds"),
+        (changed(all_cloud=(690.0, 300.0, 130.0)), ALL_CLOUD, "open"),  # quartiles are 1% below and above
+        (changed(all_cloud=(670.0, 300.0, 130.0)), ALL_CLOUD, "fails"),
+        (changed(jointdnn=(670.0, 300.0, 130.0)), JOINTDNN, "fails"),
         (changed(all_cloud=(300.0, 800.0, 130.0)), ALL_CLOUD, "holds"),
         (changed(all_cloud=(300.0, 800.0, 130.0)), LOWEST_ALL_CLOUD, "fails"),
         (changed(jointdnn=(300.0, 800.0, 130.0)), LOWEST_JOINTDNN, "fails"),
+        (without_intervals(changed(all_cloud=(690.0, 300.0, 130.0))), ALL_CLOUD, "holds"),
+        (without_intervals(changed(data_parallel=(99.0, 90.0, 99.0))), NEVER_SLOWER, "open"),
+        (without_intervals(grid(TIMES)), HYBRID, "holds"),
         (changed(hiertrainplus=(96.0, 96.0, 96.0)), MINIMUM, "holds"),
         (changed(hiertrainplus=(99.0, 90.0, 99.0)), MINIMUM, "fails"),
         (changed(hiertrainplus=(99.0, 90.0, 99.0)), NEVER_SLOWER, "holds"),
@@ -263,10 +274,18 @@ def test_what_was_too_slow_to_execute_is_told(run):
     policies.loc[slow, ["observed_ms", "low_ms", "high_ms"]] = np.nan
     save_grid(run, policies)
     found = claims(run, COMMAND)
-    assert (found[ALL_CLOUD].verdict, found[ALL_CLOUD].measured) == ("fails", pytest.approx(3))
+    assert (found[ALL_CLOUD].verdict, found[ALL_CLOUD].measured) == ("open", pytest.approx(3))
     assert "8.00x is predicted" in found[ALL_CLOUD].reason
     assert (found[LOWEST_ALL_CLOUD].verdict, found[LOWEST_ALL_CLOUD].kind) == ("open", "predicted")
     assert found[LOWEST_ALL_CLOUD].predicted == pytest.approx(8)
+    assert "too slow" in found[LOWEST_ALL_CLOUD].reason
+
+
+def test_what_failed_since_is_open(run):
+    (run / "notebooks" / "04-training.failed.ipynb").write_text("")
+    found = judged(run, SAME)
+    assert found.verdict == "open"
+    assert found.reason.startswith("failed or interrupted: notebook 04-training")
 
 
 def test_what_is_only_predicted_is_open(run):
@@ -283,7 +302,7 @@ def test_what_is_only_predicted_is_open(run):
         PREDICTED_GRID,
     ):
         assert found[index].verdict == "open"
-        assert "only predicted" in found[index].reason
+        assert "told to execute nothing" in found[index].reason
         assert np.isnan(found[index].measured)
     assert found[ALL_CLOUD].predicted == pytest.approx(8)
     assert found[MINIMUM].predicted == pytest.approx(1 / 0.97)
@@ -296,6 +315,8 @@ def test_what_is_only_predicted_is_open(run):
     ("table", "name", "index", "verdict"),
     [
         (layers_table((1, 0, 0, 200, 0, 0, 50, 50, 0)), "01-layers", CONNECTED, "fails"),
+        (layers_table((200, 0, 0, 10, 0, 0, 50, 50, 0)).assign(model="another"), "01-layers", CONNECTED, "fails"),
+        (pd.concat([layers_table(), layers_table((1e3,) * 9).assign(model="vgg16")]), "01-layers", CONNECTED, "holds"),
         (layers_table().assign(model="another"), "01-layers", KEPT, "holds"),
         (layers_table().replace("fc1", "conv3"), "01-layers", KEPT, "holds"),
         (layers_table().replace("flatten", "fc0"), "01-layers", KEPT, "fails"),
@@ -365,7 +386,7 @@ def test_a_deleted_file_of_an_executed_notebook_is_an_error(run, path):
 
 def test_a_record_tells_that_a_notebook_was_executed_by_hand(run):
     (run / "notebooks" / "04-training.json").unlink()
-    save_record(run.name, "04-training", {}, {}, run.parent)
+    save_record(run.name, "04-training", {}, {"kind": "measured"}, run.parent)
     found = judged(run, SAME)
     assert found.verdict == "holds"
     assert np.isnan(found.minutes)
@@ -431,7 +452,7 @@ def test_verdicts_agree_with_ratios_by_hand(times):
     found = reaches("all-cloud", False, speedups, policies)
     assert found.measured == pytest.approx(largest)
     assert found.low < found.measured < found.high
-    assert (found.verdict == "holds") == (found.measured >= 6.9)
+    assert found.verdict == ("open" if found.low < 6.9 <= found.high else "holds" if found.measured >= 6.9 else "fails")
     others = [name for name in TIMES if name not in ("jalad", "hiertrain")]
     factor = max(max(map(np.divide, times["hiertrain"], times[name])) for name in others)
     found = unbeaten(tuple(others), speedups, policies)
