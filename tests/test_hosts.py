@@ -50,10 +50,10 @@ def separate() -> Iterator[Separate]:
 
 
 def test_spans_of_hosts_with_different_clocks_are_put_on_one(separate: Separate) -> None:
-    dataset, testbed = load_dataset("digits"), separate.testbed
+    dataset, testbed = load_dataset("synthetic"), separate.testbed
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     run = train(testbed, problem, PLANS["star"], training_settings(LENET, dataset, 12, iterations=20))
-    assert largest_difference(testbed, PLANS["chain"], LENET, "digits", OptimizerSettings(momentum=0.9)) < TOLERANCE
+    assert largest_difference(testbed, PLANS["chain"], LENET, "synthetic", OptimizerSettings(momentum=0.9)) < TOLERANCE
     for name, ahead_s in AHEAD_S.items():
         for reading in run.clocks[name]:
             assert abs(reading.offset_s - ahead_s) <= reading.error_s
@@ -73,7 +73,7 @@ def test_spans_of_hosts_with_different_clocks_are_put_on_one(separate: Separate)
 
 def test_a_cut_link_ends_the_training_with_both_ends_and_the_position(separate: Separate) -> None:
     """And the session, so that this is the last test of it."""
-    dataset, testbed = load_dataset("digits"), separate.testbed
+    dataset, testbed = load_dataset("synthetic"), separate.testbed
     instant = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     links = [link.model_copy(update={"latency_ms": 1e5}) for link in instant.network.links]
     # A message may take minutes by this prediction: it is not for being late that the link counts as cut.

@@ -29,7 +29,7 @@ from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
 from hiertrain.testbeds.settings import SshSettings, SshWorker, load_testbed
 from hiertrain.testbeds.ssh import PACKAGE, command_on, copy_command, find_problems, ssh_command
 from hiertrain.values import InputError
-from tests.test_training import LENET, PLANS, TOLERANCE, WORKERS, instant_problem, largest_difference
+from tests.test_training import LENET, PLANS, TOLERANCE, TWO, WORKERS, instant_problem, largest_difference
 
 SSHD = "/usr/sbin/sshd"  # insists on an absolute path
 HOME = Path("/run/sshd")  # where it locks up its unprivileged part; Debian makes it when the service starts
@@ -129,6 +129,9 @@ class Machines:
     hosts: Mapping[str, Namespace]
 
     def settings(self, **changes: dict[str, object]) -> SshSettings:
+        return self.settings_of(*self.hosts, **changes)
+
+    def settings_of(self, *names: str, **changes: dict[str, object]) -> SshSettings:
         workers = {
             name: SshWorker.model_validate(
                 {
@@ -140,6 +143,7 @@ class Machines:
                 }
             )
             for name, host in self.hosts.items()
+            if name in names
         }
         return SshSettings(data_holder="device", workers=workers, ssh_config=str(self.ssh_config))
 
@@ -218,7 +222,9 @@ def executable(path: Path, script: str) -> str:
 @pytest.mark.netns
 def test_training_over_ssh_equals_single_process_sgd(machines: Machines) -> None:
     with open_testbed(machines.settings()) as testbed:
-        assert largest_difference(testbed, PLANS["star"], LENET, "digits", OptimizerSettings(momentum=0.9)) < TOLERANCE
+        assert (
+            largest_difference(testbed, PLANS["star"], LENET, "synthetic", OptimizerSettings(momentum=0.9)) < TOLERANCE
+        )
         assert all(machines.python_processes(name) for name in WORKERS)
     for name in WORKERS:
         assert not psutil.wait_procs(machines.python_processes(name), timeout=30)[1]
@@ -280,10 +286,10 @@ def test_other_reasons_why_a_machine_cannot_be_used(machines: Machines, tmp_path
 
 @pytest.mark.netns
 def test_a_machine_that_hangs_is_given_up(machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hiertrain.testbeds.ssh.CHECK_LIMIT_S", 5.0)
+    monkeypatch.setattr("hiertrain.testbeds.ssh.CHECK_LIMIT_S", 2.5)
     hangs = executable(tmp_path / "hangs", "#!/bin/sh\nexec cat > /dev/null\n")
     problems = find_problems(machines.settings(edge={"python": hangs}))
-    assert "worker edge on host to-edge: does not answer within 5 s" in problems
+    assert "worker edge on host to-edge: does not answer within 2.5 s" in problems
 
 
 @pytest.mark.netns
@@ -358,10 +364,10 @@ def test_rsync_that_does_not_work_is_named(machines: Machines, tmp_path: Path, m
 
 @pytest.mark.netns
 def test_a_killed_remote_worker_ends_the_training_with_its_name(machines: Machines) -> None:
-    dataset = load_dataset("digits")
+    dataset = load_dataset("synthetic")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6)
-    with open_testbed(machines.settings()) as testbed:
+    with open_testbed(machines.settings_of("device", "edge")) as testbed:
 
         def kill_edge(_: str, event: object, __: bytes) -> None:
             if isinstance(event, Beat) and event.iterations:
@@ -369,7 +375,7 @@ def test_a_killed_remote_worker_ends_the_training_with_its_name(machines: Machin
                     process.kill()
 
         with pytest.raises(WorkerError, match="worker edge is gone"):
-            testbed.run(train_jobs(testbed, problem, PLANS["star"], training), on_event=kill_edge)
+            testbed.run(train_jobs(testbed, problem, TWO, training), on_event=kill_edge)
     for name in WORKERS:
         assert not psutil.wait_procs(machines.python_processes(name), timeout=30)[1]
 
@@ -386,7 +392,7 @@ def test_a_dead_parent_leaves_no_remote_worker_behind(machines: Machines, tmp_pa
         "    sys.stdin.read()\n"
     )
     testbed_file = tmp_path / "hosts.json"
-    testbed_file.write_text(machines.settings().model_dump_json())
+    testbed_file.write_text(machines.settings_of("device", "edge").model_dump_json())
     with subprocess.Popen(
         [sys.executable, "-c", script, testbed_file],
         stdin=subprocess.PIPE,
@@ -397,7 +403,7 @@ def test_a_dead_parent_leaves_no_remote_worker_behind(machines: Machines, tmp_pa
         assert parent.stdout is not None
         assert parent.stdout.readline() == "open\n"
         remote = [process for name in WORKERS for process in machines.python_processes(name)]
-        assert len(remote) == 3
+        assert len(remote) == 2
         parent.send_signal(how)
         parent.wait(30)
     assert not psutil.wait_procs(remote, timeout=30)[1]

@@ -308,7 +308,7 @@ def test_what_does_not_fit_is_refused_before_any_work(testbed: Testbed) -> None:
 
 
 def test_a_failing_worker_ends_the_session_with_its_name(pair: Testbed) -> None:
-    dataset = load_dataset("digits")
+    dataset = load_dataset("synthetic")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=1)
     nowhere = training.model_copy(update={"dataset": "nothing"})
@@ -339,7 +339,7 @@ def alive(pid: int) -> bool:
 def test_a_lost_worker_ends_the_training_with_its_name_and_position(
     pair: Testbed, what: signal.Signals, message: str
 ) -> None:
-    dataset = load_dataset("digits")
+    dataset = load_dataset("synthetic")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6)
     processes = {name: worker.process for name, worker in pair._workers.items()}
@@ -366,7 +366,7 @@ def test_a_lost_worker_ends_the_training_with_its_name_and_position(
 
 
 def test_a_loss_that_is_no_number_ends_the_training_at_once(pair: Testbed) -> None:
-    dataset = load_dataset("digits")
+    dataset = load_dataset("synthetic")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6, optimizer=OptimizerSettings(learning_rate=1e6))
     with pytest.raises(
