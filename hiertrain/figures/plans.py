@@ -29,7 +29,7 @@ from hiertrain.figures.style import (
 )
 from hiertrain.program import RECEIVES, SENDS, Kind
 
-TITLE_CHARACTERS = 60  # that fit above a panel
+TITLE_CHARACTERS = 48  # that fit above a panel
 
 
 def plot_timeline(df: pd.DataFrame, by: str = "source") -> Figure:
