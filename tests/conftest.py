@@ -1,5 +1,6 @@
 """What tests share: settings of hypothesis, a reason to skip what needs root, and the workers of local testbeds."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,6 +16,8 @@ from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 
 # A shell ignores Ctrl-C in what it starts in the background, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Threads of small operations wait for each other in turns, for most of the time when workers use the same cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 # The same examples every time, on however busy a machine.
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")

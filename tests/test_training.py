@@ -194,34 +194,37 @@ def test_random_plans_equal_single_process_sgd(testbed: Testbed, data: st.DataOb
 @pytest.mark.parametrize(
     ("model", "depths"),
     [
-        (ModelSettings(name="alexnet-cifar"), (4, 12)),
-        (ModelSettings(name="squeezenet1_1", options={"dropout": 0.0}), (3, 20)),
+        (ModelSettings(name="alexnet-cifar"), (4, 12, 20)),
+        (ModelSettings(name="squeezenet1_1", options={"dropout": 0.0}), (3, 20, 35)),
     ],
     ids=["alexnet-cifar", "squeezenet1_1"],
 )
 def test_larger_models_equal_single_process_sgd(
-    testbed: Testbed, model: ModelSettings, depths: tuple[int, int]
+    testbed: Testbed, model: ModelSettings, depths: tuple[int, int, int]
 ) -> None:
-    depth = build_model(model.name, (3, 32, 32), 10).chain.depth
-    plan = tree(6, device=("edge", depths[0], 2), edge=("cloud", depths[1], 2), cloud=(None, depth, 2))
+    plan = tree(6, device=("edge", depths[0], 2), edge=("cloud", depths[1], 2), cloud=(None, depths[2], 2))
     optimizer = OptimizerSettings(learning_rate=0.01, momentum=0.9)
     assert largest_difference(testbed, plan, model, "synthetic", optimizer, iterations=2) < TOLERANCE
 
 
-def test_a_worker_whose_layers_have_no_parameters(testbed: Testbed) -> None:
+def test_a_worker_whose_layers_have_no_parameters(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"transform_input": True, "dropout": 0.0, "init_weights": False}
     dataset = load_dataset("synthetic")
     training = training_settings(ModelSettings(name="googlenet", options=options), dataset, 8, iterations=2)
-    chain = build_model(**dict(training.model)).chain
+    model = build_model(**dict(training.model))
+    monkeypatch.setattr("hiertrain.stages.build_model", lambda **_: model)  # which takes seconds
+    chain = model.chain
     assert not chain.parameter_prefix_bytes[1]
     plan = tree(8, device=("edge", 1, 8), edge=(None, chain.depth, 0))
     run = train(testbed, instant_problem(chain, 8, Execution.paper()), plan, training)
     assert run.losses == pytest.approx(train_on_one_process(training, dataset).losses, rel=1e-4)
 
 
-def test_whatever_a_layer_raises_is_told_with_its_place(pair: Testbed) -> None:
+def test_whatever_a_layer_raises_is_told_with_its_place(pair: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
     training = training_settings(ModelSettings(name="resnet18"), load_dataset("synthetic"), 8, iterations=1)
-    chain = build_model(**dict(training.model)).chain
+    model = build_model(**dict(training.model))
+    monkeypatch.setattr("hiertrain.stages.build_model", lambda **_: model)  # which takes seconds
+    chain = model.chain
     plan = tree(8, device=("edge", chain.depth - 2, 1), edge=(None, chain.depth, 7))  # BatchNorm of a single value
     with pytest.raises(
         WorkerError, match=r"device failed: .*iteration 1, action \d+ of \d+ \(forward .*more than 1 value"
@@ -229,10 +232,13 @@ def test_whatever_a_layer_raises_is_told_with_its_place(pair: Testbed) -> None:
         train(pair, instant_problem(chain, 8, Execution.paper()), plan, training)
 
 
-def test_batch_norm_is_exact_only_where_one_worker_sees_the_whole_mini_batch(testbed: Testbed) -> None:
+def test_batch_norm_is_exact_only_where_one_worker_sees_the_whole_mini_batch(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = load_dataset("synthetic")
     training = training_settings(ModelSettings(name="resnet18"), dataset, 32, iterations=1)
     model = build_model(**dict(training.model))
+    monkeypatch.setattr("hiertrain.stages.build_model", lambda **_: model)  # which takes seconds
     depth = model.chain.depth
     assert not model.chain.exact
     assert all("BatchNorm2d" in layer for layer in model.chain.inexact_layers)
