@@ -16,6 +16,7 @@ from hiertrain.datasets import Dataset
 from hiertrain.experiments import (
     Emulated,
     Setting,
+    changing_testbed,
     describe,
     effective_execution,
     problem_at,
@@ -89,7 +90,8 @@ def train_each(
     execute = {
         record: partial(_learn, policy=same[0], training=training, data=data) for record, same in sharing.items()
     }
-    results = remember_each(run, settings_at(settings, setting), parameters, execute)
+    with changing_testbed() as testbed_at:
+        results = remember_each(run, partial(testbed_at, settings_at(settings, setting)), parameters, execute)
     return {", ".join(policy.name for policy in same): results[record] for record, same in sharing.items()}
 
 

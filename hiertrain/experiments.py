@@ -7,7 +7,8 @@ work: policies and settings that come to the same work are executed once, and an
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -217,31 +218,51 @@ def observe(
     WorkerError.
     """
     results: dict[str, Mapping[str, Any]] = {}
-    for case in tqdm(cases, desc="settings", unit="setting"):
-        works = {work.record: work for work in _works(settings, case, work_s) if work.policy.predicted_s <= slowest_s}
-        new = {name: work for name, work in works.items() if name not in results}
-        parameters = {name: work.parameters for name, work in new.items()}
-        execute = {name: partial(_execute, work=work, work_s=work_s) for name, work in new.items()}
-        results |= remember_each(run, settings_at(settings, case.setting), parameters, execute)
+    with changing_testbed() as testbed_at:
+        for case in tqdm(cases, desc="settings", unit="setting"):
+            works = {work.record: work for work in _works(settings, case, work_s) if work.record not in results}
+            new = {name: work for name, work in works.items() if work.policy.predicted_s <= slowest_s}
+            parameters = {name: work.parameters for name, work in new.items()}
+            execute = {name: partial(_execute, work=work, work_s=work_s) for name, work in new.items()}
+            results |= remember_each(run, partial(testbed_at, settings_at(settings, case.setting)), parameters, execute)
     return results
+
+
+@contextmanager
+def changing_testbed() -> Iterator[Callable[[Emulated], Testbed]]:
+    """A function that gives the testbed with these settings: opened by its first call, then only changed.
+
+    What it raises is InputError and WorkerError.
+    """
+    with ExitStack() as stack:
+        opened: list[Testbed] = []
+
+        def testbed_at(settings: Emulated) -> Testbed:
+            if opened:
+                opened[0].change(settings)
+            else:
+                opened.append(stack.enter_context(open_testbed(settings)))
+            return opened[0]
+
+        yield testbed_at
 
 
 def remember_each(
     run: str,
-    settings: Emulated,
+    testbed: Callable[[], Testbed],
     parameters: Mapping[str, Mapping[str, object]],
     execute: Mapping[str, Callable[[Testbed], Mapping[str, object]]],
 ) -> dict[str, Mapping[str, Any]]:
     """The results of work by the name of its record: those that are recorded, and the others, executed and recorded.
 
-    A testbed is opened only where something is to be executed. Raises InputError and WorkerError.
+    ``testbed`` is called only where something is to be executed. Raises InputError and WorkerError.
     """
     recalled = {name: recall(run, name, own) for name, own in parameters.items()}
     results: dict[str, Mapping[str, Any]] = {name: found for name, found in recalled.items() if found is not None}
     if missing := [name for name in parameters if name not in results]:
-        with open_testbed(settings) as testbed:
-            for name in tqdm(missing, desc="work", leave=False):
-                results[name] = remembered(run, name, parameters[name], partial(execute[name], testbed))
+        opened = testbed()
+        for name in tqdm(missing, desc="work", leave=False):
+            results[name] = remembered(run, name, parameters[name], partial(execute[name], opened))
     return results
 
 

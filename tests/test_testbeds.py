@@ -17,6 +17,7 @@ from hiertrain.testbeds.settings import (
     WorkerSettings,
     kind_of_times,
 )
+from hiertrain.values import InputError
 
 LINK = Link(source="a", target="b", bandwidth_mbps=8, latency_ms=0)
 JOB = ProfileJob(
@@ -85,6 +86,31 @@ def test_a_worker_that_takes_no_job_is_the_one_that_is_named() -> None:
         with pytest.raises(WorkerError, match=r"^worker b is gone, the session is over"):
             testbed.run(dict.fromkeys("abc", JOB))
         assert all(worker.process.poll() is not None for worker in testbed._workers.values())
+
+
+def test_an_open_testbed_changes_speeds_and_rates_and_nothing_else() -> None:
+    workers = {"a": WorkerSettings(slowdown=2), "b": WorkerSettings(slowdown=4)}
+    settings = LocalSettings(data_holder="a", workers=workers, links=(LINK,))
+    hosts = {name: Host((sys.executable, "-SEc", ALIVE), "127.0.0.1") for name in workers}
+    slower = LINK.model_copy(update={"bandwidth_mbps": 1.0})
+    other = {**workers, "b": WorkerSettings(slowdown=8)}
+    with Testbed(settings, hosts) as testbed:
+        assert testbed.links_from("a") == {"b": LINK}
+        changed = settings.model_copy(update={"workers": other, "links": (slower,)})
+        testbed.change(changed)
+        assert testbed.settings == changed
+        assert testbed.links_from("a") == {"b": slower}
+        assert testbed.links_from("b") == {}
+        for difference in (
+            {"links": ()},
+            {"data_holder": "b"},
+            {"timeout_s": 20.0},
+            {"workers": {"a": workers["a"]}},
+            {"workers": {**workers, "b": WorkerSettings(slowdown=4, threads=2)}},
+        ):
+            with pytest.raises(InputError, match="can change its slowdowns and the values of its links"):
+                testbed.change(settings.model_copy(update=difference))
+        assert testbed.settings == changed
 
 
 def test_a_pipe_of_the_callers_is_no_workers_fault() -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import IO
 
@@ -30,8 +30,8 @@ from hiertrain.jobs import (
     write_message,
 )
 from hiertrain.network import Link
-from hiertrain.testbeds.settings import AnySettings
-from hiertrain.values import RunError
+from hiertrain.testbeds.settings import AnySettings, LocalSettings, SshSettings
+from hiertrain.values import InputError, RunError
 
 OnEvent = Callable[[str, Progress | Snapshot | Beat, bytes], None]  # worker, what it says, payload
 
@@ -51,7 +51,7 @@ class Host:
 
     command: Sequence[str]  # starts ``python -m hiertrain.worker`` there, its arguments still missing
     address: str  # that the other workers reach
-    links: Mapping[str, Link] = field(default_factory=dict)  # emulated by the sender, by receiver
+    shape: Callable[[Sequence[Link]], None] = lambda _: None  # gives its links other rates, where the kernel has them
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class _Worker:
         text = os.pread(self.log.fileno(), LAST_WORDS_BYTES, max(0, end - LAST_WORDS_BYTES)).decode(errors="replace")
         lines = text.strip().splitlines()
         return f": {lines[-1]}" if lines else ""
+
+
+def _unchangeable(settings: AnySettings) -> object:
+    workers = [(name, worker.model_copy(update={"slowdown": 1.0})) for name, worker in settings.workers.items()]
+    links = () if isinstance(settings, SshSettings) else [(link.source, link.target) for link in settings.links]
+    return settings.model_copy(update={"workers": workers, "links": links})
 
 
 class Testbed:
@@ -115,7 +121,17 @@ class Testbed:
 
     def links_from(self, worker: str) -> Mapping[str, Link]:
         """The emulated links from ``worker``, by receiver."""
-        return self._hosts[worker].links
+        links = self.settings.links if isinstance(self.settings, LocalSettings) else ()
+        return {link.target: link for link in links if link.source == worker}
+
+    def change(self, settings: AnySettings) -> None:
+        """Go on with other slowdowns, and other values of the same links. Raises InputError if more is different."""
+        if _unchangeable(settings) != _unchangeable(self.settings):
+            raise InputError("an open testbed can change its slowdowns and the values of its links, and nothing else")
+        if not isinstance(settings, SshSettings):
+            for host in self._hosts.values():
+                host.shape(settings.links)
+        self.settings = settings
 
     def group(self, members: Sequence[str], timeout_s: float) -> Group:
         """A new process group. ``timeout_s`` is the longest that one message may take, from the cost model."""

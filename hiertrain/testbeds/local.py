@@ -19,7 +19,4 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 def local_hosts(settings: LocalSettings) -> Iterator[Mapping[str, Host]]:
     """One host per worker: this machine."""
     command = ("env", f"GLOO_SOCKET_IFNAME={LOOPBACK}", sys.executable, "-m", "hiertrain.worker")
-    yield {
-        name: Host(command, ADDRESS, {link.target: link for link in settings.links if link.source == name})
-        for name in settings.workers
-    }
+    yield {name: Host(command, ADDRESS) for name in settings.workers}

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ SUBNET = IPv4Address("10.77.0.0")  # seen only inside the namespaces, so that se
 PACKAGES = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
 FRAME_OVERHEAD = 1514 / 1448  # bytes that the token bucket counts per byte of TCP payload in full frames
 FAST_BPS = 100e6  # up to this rate every frame passes the token bucket by itself
+MOST_PACKET = 65536  # bytes, the kernel's own limit
 QUEUE = "64mb"  # more than TCP leaves in a queue: nothing is ever dropped
 MOUNTS = Path("/proc/self/mounts")
 GROUP = "hiertrain-"  # begins the names of our control groups
@@ -69,7 +71,10 @@ def netns_hosts(settings: NetnsSettings) -> Iterator[Mapping[str, Host]]:
     with ExitStack() as stack:
         hosts = stack.enter_context(namespaces(tuple(settings.workers), settings.links))
         limit = {name: stack.enter_context(cpu_group(controller, n)) for name, n in quotas.items() if controller}
-        yield {name: Host((*limit.get(name, ()), *host.enter, *worker), host.address) for name, host in hosts.items()}
+        yield {
+            name: Host((*limit.get(name, ()), *host.enter, *worker), host.address, partial(shape, hosts, name))
+            for name, host in hosts.items()
+        }
 
 
 @contextmanager
@@ -80,17 +85,28 @@ def namespaces(names: Sequence[str], links: Sequence[Link]) -> Iterator[Mapping[
     machine lacks what namespaces need, or its kernel refuses them.
     """
     _require(missing())
-    rates = {(link.source, link.target): link.bandwidth_bps for link in links}
     with _holders(len(names)) as holders:
         hosts = [
             Namespace(("nsenter", f"--net=/proc/{holder.pid}/ns/net"), str(SUBNET + number))
             for number, holder in enumerate(holders, start=1)
         ]
         for own, host in enumerate(hosts):
-            rate = {peer: rates[pair] for peer, name in enumerate(names) if (pair := (names[own], name)) in rates}
-            _run((*host.enter, "ip", "-batch", "-"), _links(own, hosts, [holder.pid for holder in holders], rate))
-            _run((*host.enter, "tc", "-batch", "-"), _buckets(rate))
-        yield dict(zip(names, hosts, strict=True))
+            _run((*host.enter, "ip", "-batch", "-"), _links(own, hosts, [holder.pid for holder in holders]))
+        by_name = dict(zip(names, hosts, strict=True))
+        for name in names:
+            shape(by_name, name, links)
+        yield by_name
+
+
+def shape(hosts: Mapping[str, Namespace], source: str, links: Sequence[Link]) -> None:
+    """Give what ``source`` sends the rates of those links that begin there; it must not be sending.
+
+    Raises InputError with the kernel's own words.
+    """
+    names = list(hosts)
+    rates_bps = {names.index(link.target): link.bandwidth_bps for link in links if link.source == source}
+    _run((*hosts[source].enter, "ip", "-batch", "-"), _packets(rates_bps))
+    _run((*hosts[source].enter, "tc", "-batch", "-"), _buckets(rates_bps))
 
 
 def missing() -> list[str]:
@@ -150,7 +166,7 @@ def _run(command: Sequence[str], lines: Sequence[str]) -> None:
         raise InputError(f"no network namespaces: {' '.join(command)}: {' '.join(done.stderr.split())}")
 
 
-def _links(own: int, hosts: Sequence[Namespace], pids: Sequence[int], rates_bps: Mapping[int, float]) -> list[str]:
+def _links(own: int, hosts: Sequence[Namespace], pids: Sequence[int]) -> list[str]:
     """What ``ip`` has to do in the namespace ``own``: its address and a link to every other one.
 
     The host that comes first in a pair makes both ends of its link.
@@ -165,10 +181,6 @@ def _links(own: int, hosts: Sequence[Namespace], pids: Sequence[int], rates_bps:
     for peer, host in enumerate(hosts):
         if peer > own:
             commands.append(f"link add to{peer} type veth peer name to{own} netns {pids[peer]}")
-        if peer in rates_bps and rates_bps[peer] > FAST_BPS:
-            # Many frames pass as one packet. At half a bucket each, the next one's tokens add up while the timer is
-            # late; packets of a whole bucket would lose them.
-            commands.append(f"link set to{peer} gso_max_size {min(65536, bucket_bytes(rates_bps[peer]) // 2)}")
         if peer != own:
             commands += [
                 f"link set to{peer} addrgenmode none up",  # no IPv6: its announcements would use the link
@@ -177,10 +189,23 @@ def _links(own: int, hosts: Sequence[Namespace], pids: Sequence[int], rates_bps:
     return commands
 
 
+def _packets(rates_bps: Mapping[int, float]) -> list[str]:
+    """What ``ip`` has to do: at high rates many frames pass as one packet.
+
+    At half a bucket each, the next one's tokens add up while the timer is late; packets of a whole bucket would lose
+    them.
+    """
+    return [
+        f"link set to{peer} gso_max_size "
+        f"{min(MOST_PACKET, bucket_bytes(rate_bps) // 2) if rate_bps > FAST_BPS else MOST_PACKET}"
+        for peer, rate_bps in rates_bps.items()
+    ]
+
+
 def _buckets(rates_bps: Mapping[int, float]) -> list[str]:
     """What ``tc`` has to do: a token bucket per peer that lets TCP payload through at its rate."""
     return [
-        f"qdisc add dev to{peer} root tbf "
+        f"qdisc replace dev to{peer} root tbf "
         f"rate {round(rate_bps * FRAME_OVERHEAD)}bit burst {bucket_bytes(rate_bps)} limit {QUEUE}"
         for peer, rate_bps in rates_bps.items()
     ]
