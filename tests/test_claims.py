@@ -345,6 +345,14 @@ def test_verdicts_of_the_other_notebooks(run, table, name, index, verdict):
     assert judged(run, index).verdict == verdict
 
 
+def test_the_interval_of_a_share_holds_it_also_where_some_settings_have_none(run):
+    policies = changed(layer_parallel=(100.0, 110.0, 120.0))
+    policies.loc[policies["cloud_mbps"] == 1.5, ["low_ms", "high_ms"]] = np.nan
+    save_grid(run, policies)
+    found = judged(run, HYBRID)
+    assert found.low == found.measured == found.high == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("broken", [{"status": "feasible"}, {"bound_ms": 9.9}])
 def test_a_search_without_proof_is_noticed(run, broken):
     save_proofs(run, **broken)
