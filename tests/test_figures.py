@@ -155,7 +155,7 @@ DRAWINGS = [
     (plot_agreement, AGREEMENT, "measured time per iteration (ms)"),
     (plot_solve_times, SOLVING[["model", "way", "solve_s"]], "measured"),
     (plot_growth, SOLVING[["axis", "value", "way", "solve_s"]], "measured"),
-    (plot_gaps, GAPS, "predicted"),
+    (plot_gaps, GAPS, "dots: rounded plans; ticks: their bounds; predicted"),
     (plot_shares, SHARES, "predicted"),
     (plot_gains, GAINS, "line: predicted"),
     (

@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from hiertrain.figures.style import (
     BLACK,
@@ -42,6 +43,9 @@ def plot_solve_times(df: pd.DataFrame) -> Figure:
         ax.set_xlim(-0.5, len(models) - 0.5)
         ax.grid(visible=False, axis="x")
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_ylabel("time to the plan (s)")
         say_source(ax, "measured")
         fig.legend(loc="outside lower center", ncols=3)
@@ -68,7 +72,7 @@ def plot_gaps(df: pd.DataFrame) -> Figure:
         ax.grid(visible=False, axis="x")
         ax.set_xlabel("mini-batch (samples)")
         ax.set_ylabel("against the best star (%)")
-        say_source(ax, "predicted")
+        say_source(ax, "dots: rounded plans; ticks: their bounds; predicted")
         fig.legend(loc="outside lower center", ncols=3)
     return fig
 
