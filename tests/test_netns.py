@@ -160,8 +160,12 @@ def test_links_are_shaped_anew() -> None:
         for mbps in (5, 300):
             shape(hosts, "device", [link("device", "edge", mbps), link("edge", "device", 1)])
             size = round(mbps * 1e6 / 8 * 0.1)
-            times = transfers_s(hosts["device"], hosts["edge"], [size] * 20)
-            assert 0.9 * mbps < 8e-6 * size / min(times) < 1.1 * mbps
+            best = 0.0
+            for _ in range(20):  # other work here only ever slows a transfer
+                best = max(best, *(8e-6 * size / t for t in transfers_s(hosts["device"], hosts["edge"], [size] * 5)))
+                if best > 0.9 * mbps:
+                    break
+            assert 0.9 * mbps < best < 1.1 * mbps
         back = transfers_s(hosts["edge"], hosts["device"], [250_000] * 3)
         assert 8e-6 * 250_000 / min(back) > 10  # only what one host sends was changed
 
