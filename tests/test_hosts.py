@@ -97,5 +97,5 @@ def test_a_cut_link_ends_the_training_with_both_ends_and_the_position(separate: 
     reason = r"(timed out|No route to host|Network is unreachable)"
     with pytest.raises(WorkerError, match=rf"worker (device|edge) failed: .*iteration .*{reason}") as caught:
         train(testbed, problem, PLANS["star"], training)
-    assert time.monotonic() - cut_s[0] < 60
+    assert time.monotonic() - cut_s[0] < 10
     assert caught.value.completed["iterations"]

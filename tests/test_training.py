@@ -183,7 +183,7 @@ def test_adam_and_float32_samples(testbed: Testbed) -> None:
     assert largest_difference(testbed, PLANS["chain"], LENET, "digits", optimizer, execution) < 1e-5
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_plans_equal_single_process_sgd(testbed: Testbed, data: st.DataObject) -> None:
     batch_size = data.draw(st.integers(1, 9))
