@@ -16,7 +16,6 @@ from hiertrain.datasets import Dataset
 from hiertrain.experiments import (
     Emulated,
     Setting,
-    changing_testbed,
     describe,
     effective_execution,
     problem_at,
@@ -31,6 +30,7 @@ from hiertrain.policies import Policy
 from hiertrain.profile import Profile
 from hiertrain.reference import ReferenceRun
 from hiertrain.stages import accuracy, train, trained_model
+from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.settings import kind_of_times
 from hiertrain.values import InputError

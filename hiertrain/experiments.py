@@ -7,8 +7,7 @@ work: policies and settings that come to the same work are executed once, and an
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -27,15 +26,15 @@ from hiertrain.policies import POLICIES, Policy, find_policies
 from hiertrain.profile import Profile
 from hiertrain.program import SENDS, Kind, compile_plan, simulate
 from hiertrain.records import recall, remembered
-from hiertrain.stages import train, training_settings
+from hiertrain.stages import iterations_within, train, training_settings
 from hiertrain.tables import timeline_table
-from hiertrain.testbeds import open_testbed
+from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, kind_of_times
 from hiertrain.values import InputError, Value
 
-MOST = 30  # iterations of one piece of work, after one that warms up
+LEAST_TIMED = 3  # iterations of one piece of work: quartiles of fewer say nothing
 Emulated = LocalSettings | NetnsSettings
 
 
@@ -228,25 +227,6 @@ def observe(
     return results
 
 
-@contextmanager
-def changing_testbed() -> Iterator[Callable[[Emulated], Testbed]]:
-    """A function that gives the testbed with these settings: opened by its first call, then only changed.
-
-    What it raises is InputError and WorkerError.
-    """
-    with ExitStack() as stack:
-        opened: list[Testbed] = []
-
-        def testbed_at(settings: Emulated) -> Testbed:
-            if opened:
-                opened[0].change(settings)
-            else:
-                opened.append(stack.enter_context(open_testbed(settings)))
-            return opened[0]
-
-        yield testbed_at
-
-
 def remember_each(
     run: str,
     testbed: Callable[[], Testbed],
@@ -276,7 +256,7 @@ def _works(settings: Emulated, case: Case, work_s: float) -> list[_Work]:
 def _execute(testbed: Testbed, work: _Work, work_s: float) -> dict[str, object]:
     """Train, and keep the times of the iterations after the first, and the timeline of the one with their median."""
     problem, plan = work.policy.problem, work.policy.plan
-    iterations = 1 + int(np.clip(round(work_s / work.policy.predicted_s), 1, MOST))
+    iterations = iterations_within(work_s, work.policy.predicted_s, LEAST_TIMED)
     run = train(testbed, problem, plan, _training(problem, iterations))
     kind, iteration_s = kind_of_times(testbed.settings), run.iteration_s[1:]
     typical = 1 + int(np.argsort(iteration_s)[len(iteration_s) // 2])
@@ -306,14 +286,14 @@ def policy_table(
     """One row per case and policy: the setting, the plan in words, its predicted time, and the one that it had.
 
     ``observed_ms`` is the median over ``iterations``, NaN where the plan was not executed; ``low_ms`` and ``high_ms``
-    are the quartiles, NaN for a single iteration; ``kind``: of the observed times; ``record``: where they come from.
+    are the quartiles; ``kind``: of the observed times; ``record``: where they come from.
     """
     rows = []
     for case in cases:
         for work in _works(settings, case, work_s):
             policy, result = work.policy, results.get(work.record)
             times_ms = np.multiply(result["iteration_s"], 1e3) if result else np.array([np.nan])
-            low, high = np.quantile(times_ms, [0.25, 0.75]) if len(times_ms) > 1 else (np.nan, np.nan)
+            low, high = np.quantile(times_ms, [0.25, 0.75])
             rows.append(
                 {
                     **dict(case.setting),
@@ -345,8 +325,7 @@ def describe(plan: Plan) -> str:
 def speedup_table(policies: pd.DataFrame, of: str) -> pd.DataFrame:
     """One row per setting and other policy: how many times as long it takes per iteration as the policy ``of``.
 
-    Predicted, and observed with an interval: ratios of opposite quartiles. NaN where one of both was not executed, and
-    without interval where one of both had a single iteration.
+    Predicted, and observed with an interval: ratios of opposite quartiles. NaN where one of both was not executed.
     """
     keys = list(Setting.model_fields)
     ours = policies[policies["policy"] == of]

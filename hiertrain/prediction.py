@@ -1,57 +1,99 @@
 """Is the prediction right? Plans of every family, predicted and then executed on a testbed. Times in seconds."""
 
-import numpy as np
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import product
+from typing import Any
+
 import pandas as pd
 from tqdm.auto import tqdm
 
 from hiertrain.families import family_plans
-from hiertrain.jobs import Training
+from hiertrain.jobs import ModelSettings, Training
 from hiertrain.plan import Problem
+from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, simulate
+from hiertrain.records import remembered
 from hiertrain.scheduling import optimize
-from hiertrain.stages import measure_layers, measure_links, train
+from hiertrain.stages import iterations_within, measure_layers, measure_links, train
 from hiertrain.tables import action_table, prediction_table, timeline_table
-from hiertrain.testbeds import open_testbed
+from hiertrain.testbeds import changing_testbed
+from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.settings import AnySettings, kind_of_times
 from hiertrain.values import InputError
 
-MOST = 30  # iterations per plan, after one that warms up
 
-
-def compare_plans(
-    settings: AnySettings,
-    training: Training,
+def compare_each(
+    run: str,
+    settings: Mapping[float, AnySettings],
+    trainings: Mapping[str, Training],
     *,
     sample_counts: tuple[int, ...],
     plan_s: float,
     slowest_s: float,
+) -> dict[tuple[str, float], Mapping[str, Any]]:
+    """``compare_plans`` of every model at every rate, as one record each; by the model's name and the rate (Mbit/s).
+
+    ``settings``: the testbed by rate; nothing but values of its links may differ. A model's layers are measured once.
+    Raises InputError and WorkerError.
+    """
+    results: dict[tuple[str, float], Mapping[str, Any]] = {}
+    limits = {"sample_counts": sample_counts, "plan_s": plan_s, "slowest_s": slowest_s}
+    with changing_testbed() as testbed_at:
+        for (model, training), (mbps, here) in tqdm(list(product(trainings.items(), settings.items())), desc="cases"):
+            compute = partial(_compare, run, partial(testbed_at, here), training, **limits)
+            parameters = {"testbed": here, "training": training, **limits}
+            results[model, mbps] = remembered(run, f"05-{model}-{mbps:g}mbps", parameters, compute)
+    return results
+
+
+def _compare(
+    run: str, testbed_at: Callable[[], Testbed], training: Training, *, sample_counts: tuple[int, ...], **limits: float
 ) -> dict[str, object]:
-    """Measure layers and links, then train by one plan of every family and by the optimum, for ``plan_s`` each.
+    testbed = testbed_at()
+    return compare_plans(testbed, _profile(run, testbed, training.model, sample_counts), training, **limits)
+
+
+def _profile(run: str, testbed: Testbed, model: ModelSettings, sample_counts: tuple[int, ...]) -> Profile:
+    """Measured, or recorded by the same run: links make no difference to it."""
+    workers = testbed.settings.workers
+    parameters = {"testbed": testbed.settings.kind, "workers": workers, "model": model, "sample_counts": sample_counts}
+    results = remembered(
+        run,
+        f"05-{model.name}-profile",
+        parameters,
+        lambda: {"profile": measure_layers(testbed, model, sample_counts=sample_counts)},
+    )
+    return Profile.model_validate(results["profile"])
+
+
+def compare_plans(
+    testbed: Testbed, profile: Profile, training: Training, *, plan_s: float, slowest_s: float
+) -> dict[str, object]:
+    """Measure links, then train by one plan of every family and by the optimum, for ``plan_s`` each.
 
     Plans that are predicted to take longer than ``slowest_s`` per iteration are listed, not executed. The tables:
     plans and actions (``prediction_table``, ``action_table``), and the optimum's timeline, predicted and real.
     Raises WorkerError, and InputError also where even the optimum is too slow: there is nothing to compare then.
     """
-    with open_testbed(settings) as testbed:
-        profile = measure_layers(testbed, training.model, sample_counts=sample_counts)
-        network = measure_links(testbed)
-        problem = Problem(profile, network, training.batch_size, settings.data_holder)
-        plans = {**family_plans(problem), "optimum": optimize(problem).plan}
-        programs = {name: compile_plan(plan, profile.chain, problem.execution) for name, plan in plans.items()}
-        predicted = {name: simulate(program, profile, network) for name, program in programs.items()}
-        optimum_s = predicted["optimum"].makespan_s
-        if optimum_s > slowest_s:
-            raise InputError(
-                f"optimum: predicted to take {optimum_s:.3g} s per iteration; "
-                f"must be at most slowest_s, {slowest_s:g} s, for anything to be compared"
-            )
-        runs = {}
-        for name in tqdm(plans, desc="plans", unit="plan", leave=False):
-            if predicted[name].makespan_s <= slowest_s:
-                iterations = 1 + int(np.clip(round(plan_s / predicted[name].makespan_s), 1, MOST))
-                update = {"iterations": iterations, "snapshot_every": iterations}
-                runs[name] = train(testbed, problem, plans[name], training.model_copy(update=update))
-    kind, best = kind_of_times(settings), runs["optimum"]
+    network = measure_links(testbed)
+    problem = Problem(profile, network, training.batch_size, testbed.settings.data_holder)
+    plans = {**family_plans(problem), "optimum": optimize(problem).plan}
+    programs = {name: compile_plan(plan, profile.chain, problem.execution) for name, plan in plans.items()}
+    predicted = {name: simulate(program, profile, network) for name, program in programs.items()}
+    optimum_s = predicted["optimum"].makespan_s
+    if optimum_s > slowest_s:
+        raise InputError(
+            f"optimum: predicted to take {optimum_s:.3g} s per iteration; "
+            f"must be at most slowest_s, {slowest_s:g} s, for anything to be compared"
+        )
+    runs = {}
+    for name in tqdm(plans, desc="plans", unit="plan", leave=False):
+        if predicted[name].makespan_s <= slowest_s:
+            iterations = iterations_within(plan_s, predicted[name].makespan_s)
+            update = {"iterations": iterations, "snapshot_every": iterations}
+            runs[name] = train(testbed, problem, plans[name], training.model_copy(update=update))
+    kind, best = kind_of_times(testbed.settings), runs["optimum"]
     spans = [
         timeline_table(predicted["optimum"], "predicted"),
         timeline_table(best.timeline(best.typical), kind),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hiertrain import convergence, experiments, records
+from hiertrain import convergence, records, testbeds
 from hiertrain.baselines import single_worker_plan
 from hiertrain.convergence import accuracy_table, cut_policies, loss_table, problem_of, train_each
 from hiertrain.datasets import load_dataset
@@ -64,7 +64,7 @@ def test_each_work_is_trained_once_and_8_bits_make_a_difference(
 ) -> None:
     for function in (records.recall, records.remembered):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(experiments, "open_testbed", open_local)
+    monkeypatch.setattr(testbeds, "open_testbed", open_local)
     data, colour = load_dataset("synthetic"), problem_at(LOCAL, SETTING)
     training = training_settings(ModelSettings(name="lenet5"), data, 16, iterations=3, snapshot_every=2)
     cloud = single_worker_plan(colour.profile.chain, colour.workers, "cloud", 16, "device")
@@ -75,7 +75,7 @@ def test_each_work_is_trained_once_and_8_bits_make_a_difference(
     results = train_each("try", LOCAL, SETTING, policies, training, data)
     assert list(results) == ["all-cloud, jalad", "jointdnn at pool2", "jalad at pool2"]
     assert [result["encoding"] for result in results.values()] == ["float32", "float32", "uint8"]
-    monkeypatch.setattr(experiments, "open_testbed", lambda _: pytest.fail("there is nothing left to train"))
+    monkeypatch.setattr(testbeds, "open_testbed", lambda _: pytest.fail("there is nothing left to train"))
     assert train_each("try", LOCAL, SETTING, policies, training, data) == results
 
     single = train_on_one_process(training, data)

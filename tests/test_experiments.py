@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from hiertrain import experiments, records
+from hiertrain import experiments, records, testbeds
 from hiertrain.cost import iteration_s
 from hiertrain.experiments import (
     Case,
@@ -135,10 +135,10 @@ def test_work_is_executed_once_and_then_recalled(
     for function in (records.recall, records.remembered):
         assert function.__defaults__ is not None
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(experiments, "open_testbed", open_local)
+    monkeypatch.setattr(testbeds, "open_testbed", open_local)
     first = Case(MIDDLE, {name: cases[0].policies[name] for name in ("all-edge", "jointdnn+", "hiertrain+")})
     results = observe("try", LOCAL, [first], work_s=0.2, slowest_s=10.0)
-    monkeypatch.setattr(experiments, "open_testbed", lambda _: pytest.fail("there is nothing left to execute"))
+    monkeypatch.setattr(testbeds, "open_testbed", lambda _: pytest.fail("there is nothing left to execute"))
     assert observe("try", LOCAL, [first], work_s=0.2, slowest_s=10.0) == results
     with pytest.raises(pytest.fail.Exception):
         observe("try", LOCAL, [first], work_s=0.3, slowest_s=10.0)

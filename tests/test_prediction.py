@@ -1,31 +1,72 @@
-"""Comparing plans, without any worker."""
+"""Comparing plans: what is recorded is not done again, and what is too slow is not done at all."""
 
-from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from hiertrain import prediction
+from hiertrain import prediction, records, testbeds
 from hiertrain.datasets import load_dataset
-from hiertrain.jobs import ModelSettings
+from hiertrain.experiments import check_emulated
+from hiertrain.jobs import ModelSettings, Training
 from hiertrain.models import build_model
 from hiertrain.plan import Execution
+from hiertrain.prediction import compare_each, compare_plans
 from hiertrain.scheduling import optimize
 from hiertrain.stages import training_settings
-from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.testbeds import find_testbed
+from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.settings import with_bandwidth
 from hiertrain.values import InputError
-from tests.test_training import WORKERS, instant_problem
+from tests.conftest import OpenLocal
+from tests.test_training import instant_problem
 
 
-def test_nothing_is_executed_where_even_the_optimum_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = load_dataset("digits")
-    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 4, Execution())
-    training = training_settings(ModelSettings(name="lenet5"), dataset, 4, iterations=1)
-    monkeypatch.setattr(prediction, "open_testbed", nullcontext)
-    monkeypatch.setattr(prediction, "measure_layers", lambda *_, **__: problem.profile)
+def lenet5_training(batch_size: int) -> Training:
+    return training_settings(ModelSettings(name="lenet5"), load_dataset("digits"), batch_size, iterations=1)
+
+
+def test_layers_are_measured_once_per_model_and_cases_only_where_they_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
+) -> None:
+    for function in (records.recall, records.remembered):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    measured: list[str] = []
+    problem = instant_problem(build_model("lenet5", (1, 32, 32)).chain, 4, Execution())
+
+    def measure_layers(_: Testbed, model: ModelSettings, **__: object) -> object:
+        measured.append(model.name)
+        return problem.profile
+
+    def compare(testbed: Testbed, profile: object, training: Training, **_: object) -> dict[str, object]:
+        assert profile == problem.profile
+        (mbps,) = {link.bandwidth_mbps for link in testbed.links_from("cloud").values()}
+        return {"mbps": mbps, "batch_size": training.batch_size}
+
+    monkeypatch.setattr(prediction, "measure_layers", measure_layers)
+    monkeypatch.setattr(prediction, "compare_plans", compare)
+    monkeypatch.setattr(testbeds, "open_testbed", open_local)
+    local = check_emulated(find_testbed("local"))
+    settings = {mbps: with_bandwidth(local, "cloud", mbps) for mbps in (1.5, 5.0)}
+    each = partial(compare_each, trainings={"lenet5": lenet5_training(4)}, sample_counts=(1, 2), plan_s=1, slowest_s=1)
+    results = each("try", settings)
+    assert results == {("lenet5", mbps): {"mbps": mbps, "batch_size": 4} for mbps in settings}
+    assert measured == ["lenet5"]
+    (tmp_path / "try" / "records" / "05-lenet5-5mbps.json").unlink()
+    assert each("try", settings) == results
+    assert measured == ["lenet5"]
+    monkeypatch.setattr(testbeds, "open_testbed", lambda _: pytest.fail("there is nothing left to compare"))
+    assert each("try", settings) == results
+
+
+def test_nothing_is_executed_where_even_the_optimum_is_too_slow(
+    monkeypatch: pytest.MonkeyPatch, testbed: Testbed
+) -> None:
+    training = lenet5_training(4)
+    problem = instant_problem(build_model("lenet5", (1, 32, 32)).chain, 4, Execution())
     monkeypatch.setattr(prediction, "measure_links", lambda _: problem.network)
     monkeypatch.setattr(prediction, "train", lambda *_: pytest.fail("a plan was executed"))
-    settings = LocalSettings(data_holder="device", workers=dict.fromkeys(WORKERS, WorkerSettings()))
     optimum_s, slowest_s = optimize(problem).objective_s, 1e-6
     message = f"optimum: predicted to take {optimum_s:.3g} s per iteration; must be at most slowest_s, 1e-06 s"
     with pytest.raises(InputError, match=message):
-        prediction.compare_plans(settings, training, sample_counts=(1, 2), plan_s=1, slowest_s=slowest_s)
+        compare_plans(testbed, problem.profile, training, plan_s=1, slowest_s=slowest_s)

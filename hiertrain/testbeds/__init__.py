@@ -1,7 +1,7 @@
 """Where workers run and how links are shaped."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from hiertrain.paths import NOTEBOOKS
 from hiertrain.testbeds.base import Host, Testbed
@@ -32,6 +32,25 @@ def open_testbed(settings: AnySettings) -> Iterator[Testbed]:
     """
     with _hosts(settings) as hosts, Testbed(settings, hosts) as testbed:
         yield testbed
+
+
+@contextmanager
+def changing_testbed() -> Iterator[Callable[[AnySettings], Testbed]]:
+    """A function that gives the testbed with these settings: opened by its first call, then only changed.
+
+    What it raises is InputError and WorkerError.
+    """
+    with ExitStack() as stack:
+        opened: list[Testbed] = []
+
+        def testbed_at(settings: AnySettings) -> Testbed:
+            if opened:
+                opened[0].change(settings)
+            else:
+                opened.append(stack.enter_context(open_testbed(settings)))
+            return opened[0]
+
+        yield testbed_at
 
 
 def _hosts(settings: AnySettings) -> AbstractContextManager[Mapping[str, Host]]:
