@@ -7,7 +7,6 @@ import pytest
 
 from hiertrain import prediction, records, testbeds
 from hiertrain.datasets import load_dataset
-from hiertrain.experiments import check_emulated
 from hiertrain.jobs import ModelSettings, Training
 from hiertrain.models import build_model
 from hiertrain.plan import Execution
@@ -16,7 +15,7 @@ from hiertrain.scheduling import optimize
 from hiertrain.stages import training_settings
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.base import Testbed
-from hiertrain.testbeds.settings import with_bandwidth
+from hiertrain.testbeds.settings import LocalSettings, with_bandwidth
 from hiertrain.values import InputError
 from tests.conftest import OpenLocal
 from tests.test_training import instant_problem
@@ -46,7 +45,8 @@ def test_layers_are_measured_once_per_model_and_cases_only_where_they_are_missin
     monkeypatch.setattr(prediction, "measure_layers", measure_layers)
     monkeypatch.setattr(prediction, "compare_plans", compare)
     monkeypatch.setattr(testbeds, "open_testbed", open_local)
-    local = check_emulated(find_testbed("local"))
+    local = find_testbed("local")
+    assert isinstance(local, LocalSettings)
     settings = {mbps: with_bandwidth(local, "cloud", mbps) for mbps in (1.5, 5.0)}
     each = partial(compare_each, trainings={"lenet5": lenet5_training(4)}, sample_counts=(1, 2), plan_s=1, slowest_s=1)
     results = each("try", settings)
