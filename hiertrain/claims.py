@@ -11,7 +11,6 @@ from math import nan
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from hiertrain import files, findings
@@ -88,18 +87,6 @@ def claims(folder: Path, command: str) -> list[Claim]:
 def claims_table(rows: list[Claim]) -> pd.DataFrame:
     """One row per claim, one column per field."""
     return pd.DataFrame([asdict(row) for row in rows])
-
-
-def claims_markdown(table: pd.DataFrame) -> str:
-    """The same as a Markdown table."""
-    lines = [table.columns, ["---"] * len(table.columns), *(row[1:] for row in table.itertuples())]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines) + "\n"
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.3g}"
-    return str(value).replace("|", "\\|")
 
 
 def _claim(statement: Statement, folder: Path, command: str) -> Claim:

@@ -134,6 +134,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", help="the folder under results/; by default the one that the parameter file names")
     sub.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="execute only these notebooks; no report then")
     sub.add_argument("--force", action="store_true", help="execute also what is there and unchanged")
+
+    sub = command(
+        "publish",
+        commands.run_publish,
+        "make a run the reference, and fill the README's tables from it",
+        "For maintainers. Copies the small files of results/RUN to results/reference; the run must be whole, measured, "
+        "and of one commit.",
+    )
+    sub.add_argument("run", nargs="?", default="paper", help="the folder under results/")
     return parser
 
 

@@ -272,6 +272,13 @@ def run_reproduce(options: argparse.Namespace) -> None:
     print(f"report: {report}; all notebooks took {total_s / 60:.1f} minutes")
 
 
+def run_publish(options: argparse.Namespace) -> None:
+    """Make a run the reference."""
+    from hiertrain.publishing import publish
+
+    print(f"reference: {publish(options.run)}; README.md has its numbers")
+
+
 def _load_plan(path: Path, execution: Execution) -> Plan:
     """A plan, from a plan file or from the solution file of the same execution."""
     try:

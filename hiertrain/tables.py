@@ -23,6 +23,18 @@ def save_table(df: pd.DataFrame, name: str, run: str, root: Path = RESULTS) -> N
     files.write_text(run_folder(run, root) / "tables" / f"{name}.csv", df.to_csv(index=False, lineterminator="\n"))
 
 
+def markdown_table(df: pd.DataFrame) -> str:
+    """The same in Markdown: numbers of three digits, nothing where there is none."""
+    lines = [df.columns, ["---"] * len(df.columns), *(row[1:] for row in df.itertuples())]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.3g}"
+    return str(value).replace("|", "\\|")
+
+
 def chain_table(chain: Chain) -> pd.DataFrame:
     """One row per layer: sizes in KiB, per sample but for the parameters."""
     rows = [

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain import files
-from hiertrain.claims import NOTEBOOKS, STATEMENTS, Claim, claims, claims_markdown, claims_table
+from hiertrain.claims import NOTEBOOKS, STATEMENTS, Claim, claims, claims_table
 from hiertrain.experiments import Setting, speedup_table
 from hiertrain.figures.claims import plot_claims
 from hiertrain.findings import reaches, unbeaten
@@ -421,18 +421,6 @@ def test_the_notebooks_write_what_is_read(path):
     name = next(name for name in NOTEBOOKS if name[:2] == Path(path).name[:2])
     source = "\n".join(cell.source for cell in nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells[1:])
     assert f'"{Path(path).stem}", run' in source or f'(run, "{Path(path).stem}"' in source
-
-
-def test_markdown_has_a_line_per_claim_and_a_cell_per_column(run):
-    table = claims_table(claims(run, COMMAND))
-    table.loc[0, "reason"] = "a|b"
-    table.loc[0, "low"] = np.nan
-    lines = claims_markdown(table).splitlines()
-    assert len(lines) == 2 + len(STATEMENTS)
-    cells = [line.replace("\\|", "/").split("|") for line in lines]
-    assert {len(line) for line in cells} == {len(table.columns) + 2}
-    first = dict(zip((cell.strip() for cell in cells[0]), (cell.strip() for cell in cells[2]), strict=True))
-    assert (first["measured"], first["low"], first["reason"], first["verdict"]) == ("8", "", "a/b", "holds")
 
 
 def test_speedups_are_drawn_also_where_there_are_none(run, tmp_path):

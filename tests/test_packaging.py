@@ -1,11 +1,9 @@
 """The set-up files agree with each other and with the code."""
 
 import ast
-import csv
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import yaml
 
 from hiertrain.paths import ROOT
+from hiertrain.publishing import filled, readme_tables
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
@@ -94,48 +93,8 @@ def test_no_module_is_longer_than_400_lines():
     assert {str(path): n for path in PACKAGE if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400} == {}
 
 
-def reference(table: str) -> Iterator[dict[str, str]]:
-    path = ROOT / "results" / "reference" / "tables" / f"{table}.csv"
-    return csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-
-
 def test_readme_shows_the_reference_results_and_links_to_what_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
         assert (ROOT / target).exists(), target
-    middle = {"model": "lenet5", "batch_size": "128", "sample_encoding": "uint8", "cloud_mbps": "5.0"}
-    middle |= {"device_edge_mbps": "20.0", "edge_slowdown": "5.4", "cloud_slowdown": "2.0"}
-    speedups = {
-        row["policy"]: f"{float(row['observed']):.2f}x"
-        for row in reference("06-speedups")
-        if middle.items() <= row.items()
-    }
-    for row in (row for row in reference("06-policies") if middle.items() <= row.items()):
-        predicted, observed, low, high = (
-            f"{float(row[f'{which}_ms']):.1f}" for which in ("predicted", "observed", "low", "high")
-        )
-        cells = [f"`{row['policy']}`", predicted, observed, f"{low} to {high}", speedups.pop(row["policy"], "1.00x")]
-        assert f"| {' | '.join(cells)} |" in text
-    assert not speedups
-    for row in reference("06-largest"):
-        rates = f"{float(row['device_edge_mbps']):g}, {float(row['cloud_mbps']):g}"
-        cells = [
-            f"`{row['policy']}`",
-            f"{row['model']}, {row['batch_size']} samples as {row['sample_encoding']}",
-            rates,
-        ]
-        cells += [f"{float(row[which]):.2f}x" for which in ("predicted", "observed")]
-        interval = f"{float(row['low']):.2f} to {float(row['high']):.2f}" if row["low"] else ""
-        assert f"| {' | '.join([*cells, interval])} |" in text
-    for row in reference("99-claims"):
-        assert f"| {row['claim']} | {row['certainty']} | **{row['verdict']}** |" in text
-    for row in reference("04-accuracy"):
-        assert f"{100 * float(row['test accuracy']):.1f}% trained" in text
-    for row in reference("05-errors"):
-        errors = (f"{float(row[f'{which}_percent']):.1f}%" for which in ("median", "worst"))
-        cells = [row["case"], row["plans"], *errors, row["within_10_percent"]]
-        assert f"| {' | '.join(cells)} |" in text
-    for row in reference("09-benchmarks"):
-        ratio, low, high = (f"{float(row[column]):.2f}" for column in ("ratio", "low", "high"))
-        cells = [f"{row['model']}, {row['batch_size']} samples", row["comparison"], f"`{row['rival']}`"]
-        assert f"| {' | '.join(cells)} | {ratio} ({low} to {high}) |" in text
+    assert filled(text, readme_tables(ROOT / "results" / "reference")) == text
