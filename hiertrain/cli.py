@@ -139,8 +139,8 @@ def _parser() -> argparse.ArgumentParser:
         "publish",
         commands.run_publish,
         "make a run the reference, and fill the README's tables from it",
-        "For maintainers. Copies the small files of results/RUN to results/reference; the run must be whole, measured, "
-        "and of one commit.",
+        "For maintainers. Copies the outputs and records of results/RUN to results/reference; paper.yml must have been "
+        "executed whole, by committed source, and measured.",
     )
     sub.add_argument("run", nargs="?", default="paper", help="the folder under results/")
     return parser

@@ -84,7 +84,7 @@ def compare_plans(
     optimum_s = predicted["optimum"].makespan_s
     if optimum_s > slowest_s:
         raise InputError(
-            f"optimum: predicted to take {optimum_s:.3g} s per iteration; "
+            f"optimum for {training.model.name}: predicted to take {optimum_s:.3g} s per iteration; "
             f"must be at most slowest_s, {slowest_s:g} s, for anything to be compared"
         )
     runs = {}

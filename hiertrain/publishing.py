@@ -6,7 +6,8 @@ Each table of the README stands between ``<!-- NAME -->`` and ``<!-- end -->``, 
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -14,47 +15,62 @@ import pandas as pd
 from hiertrain import files
 from hiertrain.experiments import Setting, check_emulated, setting_of
 from hiertrain.paths import ROOT
-from hiertrain.records import Record, run_folder
+from hiertrain.records import Record
+from hiertrain.reproduce import executed, prepare
 from hiertrain.tables import markdown_table
 from hiertrain.testbeds import find_testbed
 from hiertrain.values import InputError
 
+PARAMETERS = "paper"  # the parameter file that makes a reference
 SHOWN = ("netns", "lenet5", 128)  # the testbed, the model and the samples per mini-batch of the table of times
-LEFT_OUT = ("report.html", "*.ipynb", "*.failed.json", ".*")  # large, or not a result
 
 
-def publish(run: str, root: Path = ROOT) -> Path:
+def publish(run: str = PARAMETERS, root: Path = ROOT) -> Path:
     """Make results/<run> the reference, fill the README's tables from it, and return the reference's folder.
 
-    Raises InputError before anything is changed: when the run is incomplete, when its times were not measured, and
-    when its records are not all of one commit without changes.
+    What is copied are the declared outputs of all notebooks, and all records. Raises InputError before anything is
+    changed: unless ``paper.yml`` was executed whole, by one source that a commit has, on a testbed that measures.
     """
-    folder, target, readme = run_folder(run, root / "results"), root / "results" / "reference", root / "README.md"
-    _check_commit(folder)
+    jobs = prepare(PARAMETERS, run, results=root / "results")
+    copied = {job.path(".json"): executed(job).outputs for job in jobs}
+    folder, target, readme = jobs[0].folder, root / "results" / "reference", root / "README.md"
+    sources = [*copied, *(folder / name for name in dict.fromkeys(chain.from_iterable(copied.values())))]
+    _check_records([path for path in sources if path.parent.name == "records"])
+    files.check_output(readme)
     text = filled(readme.read_text(encoding="utf-8"), readme_tables(folder))
     with tempfile.TemporaryDirectory(prefix=".reference-", dir=target.parent) as temporary:
         new, old = Path(temporary) / "new", Path(temporary) / "old"
-        shutil.copytree(folder, new, ignore=shutil.ignore_patterns(*LEFT_OUT))
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    files.write_text(readme, text)
+        for path in sources:
+            copy = new / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        try:
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+            files.write_text(readme, text)
+        except BaseException:  # interrupted, too: what was there comes back
+            if old.exists():
+                shutil.rmtree(target, ignore_errors=True)
+                old.rename(target)
+            raise
     return target
 
 
-def _check_commit(folder: Path) -> None:
-    records = [path for path in sorted((folder / "records").glob("*.json")) if not path.match("*.failed.json")]
-    if not records:
-        raise InputError(f"{folder}: has no records; `hiertrain reproduce` makes a run")
-    commits: dict[str, str] = {}  # the first record of each
-    for path in records:
-        environment = files.load(Record, path).environment
-        if environment.commit is None or environment.dirty:
-            raise InputError(f"{path}: made by source that no commit has; a reference must be of one commit")
-        commits.setdefault(environment.commit, path.name)
-    if len(commits) > 1:
-        made = ", ".join(f"{name} at {commit[:7]}" for commit, name in commits.items())
-        raise InputError(f"{folder}: records of several commits ({made}); a reference must be of one commit")
+def _check_records(paths: Sequence[Path]) -> None:
+    made: dict[str | None, str] = {}  # the first record of each source
+    for path in paths:
+        record = files.load(Record, path)
+        if record.environment.commit is None or record.environment.dirty:
+            raise InputError(f"{path}: made by source that no commit has; a reference's must be of one")
+        if record.results.get("kind") == "emulated":
+            raise InputError(f"{path}: its times are emulated; a reference's must be measured")
+        made.setdefault(record.environment.source, path.name)
+    if len(made) > 1:
+        raise InputError(
+            f"{paths[0].parent}: {' and '.join(made.values())} were made by different source of the package; a "
+            "reference must be of one. Remove the folder and reproduce it again: --force keeps records of work"
+        )
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:
@@ -71,7 +87,10 @@ def filled(text: str, tables: Mapping[str, str]) -> str:
 
 
 def readme_tables(folder: Path) -> dict[str, str]:
-    """The README's tables by name, in Markdown, from a run's folder. Raises InputError for what is missing there."""
+    """The README's tables by name, in Markdown, from the folder of a whole run.
+
+    Raises InputError when it lacks the setting that the README shows.
+    """
     make: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
         "times": ("06-policies", _times),
         "largest": ("06-largest", _largest),
@@ -80,23 +99,18 @@ def readme_tables(folder: Path) -> dict[str, str]:
         "accuracy": ("04-accuracy", _accuracy),
         "ratios": ("09-benchmarks", _ratios),
     }
-    return {name: markdown_table(shown(_read(folder, table))) for name, (table, shown) in make.items()}
-
-
-def _read(folder: Path, table: str) -> pd.DataFrame:
-    path = folder / "tables" / f"{table}.csv"
-    if not path.is_file():
-        raise InputError(f"{path}: is missing; a reference must be of a whole run")
-    return pd.read_csv(path)
+    return {
+        name: markdown_table(shown(pd.read_csv(folder / "tables" / f"{table}.csv")))
+        for name, (table, shown) in make.items()
+    }
 
 
 def _times(policies: pd.DataFrame) -> pd.DataFrame:
-    if (kinds := set(policies["kind"].dropna())) != {"measured"}:
-        found = " and ".join(sorted(kinds)) or "only predicted"
-        raise InputError(f"06-policies: its times are {found}; a reference's must be measured")
     testbed, model, batch_size = SHOWN
     setting = setting_of(check_emulated(find_testbed(testbed)), model, batch_size)
     rows = policies.merge(pd.DataFrame([dict(setting)]), on=list(Setting.model_fields))
+    if rows.empty:
+        raise InputError(f"tables/06-policies.csv: has no rows of {setting}, which the README shows")
     ours_ms = rows.loc[rows["policy"] == "hiertrain", "observed_ms"].item()
     return pd.DataFrame(
         {
@@ -161,4 +175,4 @@ def _joined(df: pd.DataFrame, template: str) -> list[str]:
 
 
 def _interval(low: pd.Series, high: pd.Series, number: str) -> pd.Series:
-    return low.map(number.format) + " to " + high.map(number.format)
+    return (low.map(number.format) + " to " + high.map(number.format)).where(low.notna(), "")

@@ -152,6 +152,20 @@ def prepare(
     return [_prepare(name, part, notebooks, folder, path) for name, part in settings.notebooks.items()]
 
 
+def executed(job: Job) -> NotebookRecord:
+    """The record of a notebook that was executed with the job's parameters, its outputs being as it left them.
+
+    Raises InputError that names the file that is missing or not so.
+    """
+    record = files.load(NotebookRecord, job.path(".json"))
+    if record.parameters != dict(job.parameters):
+        raise InputError(f"{job.path('.json')}: has the parameters {record.parameters}; must be {dict(job.parameters)}")
+    for output, digest in _digests(job, [*job.outputs, *record.outputs]).items():
+        if digest != record.outputs.get(output):
+            raise InputError(f"{job.folder / output}: is missing or changed; must be as {job.name} left it")
+    return record
+
+
 def _load_parameters(path: Path, notebooks: Path) -> ParameterFile:
     """The parameter file, whole. Raises InputError, also for what a variant's base does not have."""
     variant = files.load(ParameterFile, path)

@@ -47,7 +47,7 @@ from hiertrain.values import InputError, RunError
 
 EVALUATION_BATCH = 500
 STATISTICS_BATCHES = 10
-MOST_TIMED = 30  # iterations
+MOST_TIMED = 30  # iterations of one plan, after one that warms up
 RIVAL_TIMEOUT_S = 60.0  # for one message: a rival's iteration has no predicted time
 
 
@@ -197,7 +197,7 @@ def training_settings(
 def iterations_within(work_s: float, predicted_s: float, least: int = 1) -> int:
     """How many iterations of ``predicted_s`` to train for about ``work_s``: one that warms up, and those that count.
 
-    The latter are at least ``least`` and at most 30.
+    The latter are at least ``least`` and at most ``MOST_TIMED``.
     """
     return 1 + int(np.clip(round(work_s / predicted_s), least, MOST_TIMED))
 

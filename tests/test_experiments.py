@@ -12,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hiertrain import experiments, records, testbeds
 from hiertrain.cost import iteration_s
 from hiertrain.experiments import (
+    LEAST_TIMED,
     Case,
     check_emulated,
     find_cases,
@@ -27,6 +28,7 @@ from hiertrain.experiments import (
 )
 from hiertrain.plan import Assignment, Execution, Plan
 from hiertrain.policies import Policy
+from hiertrain.stages import MOST_TIMED, iterations_within
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.values import InputError
@@ -129,6 +131,13 @@ def test_what_computing_and_links_depend_on_makes_a_difference(cases: list[Case]
     assert all(one != other for one, other in combinations(works, 2))
 
 
+@pytest.mark.parametrize(
+    ("predicted_s", "least", "iterations"), [(0.5, 3, 4), (5.0, 3, 3), (5.0, 1, 1), (0.001, 1, MOST_TIMED)]
+)
+def test_iterations_fill_the_time_within_bounds(predicted_s: float, least: int, iterations: int) -> None:
+    assert iterations_within(2.0, predicted_s, least) == 1 + iterations  # one warms up
+
+
 def test_work_is_executed_once_and_then_recalled(
     cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
@@ -148,7 +157,7 @@ def test_work_is_executed_once_and_then_recalled(
     assert set(table["kind"]) == {"emulated"}
     for name, row in table.to_dict("index").items():
         iteration_ms = 1e3 * np.array(results[row["record"]]["iteration_s"])
-        assert row["iterations"] == len(iteration_ms) > 1
+        assert row["iterations"] == len(iteration_ms) >= LEAST_TIMED
         assert row["low_ms"] <= row["observed_ms"] == np.median(iteration_ms) <= row["high_ms"]
         policy = first.policies[str(name)]
         assert row["predicted_ms"] == 1e3 * iteration_s(policy.problem, policy.plan)

@@ -67,6 +67,8 @@ def test_nothing_is_executed_where_even_the_optimum_is_too_slow(
     monkeypatch.setattr(prediction, "measure_links", lambda _: problem.network)
     monkeypatch.setattr(prediction, "train", lambda *_: pytest.fail("a plan was executed"))
     optimum_s, slowest_s = optimize(problem).objective_s, 1e-6
-    message = f"optimum: predicted to take {optimum_s:.3g} s per iteration; must be at most slowest_s, 1e-06 s"
+    message = (
+        f"optimum for lenet5: predicted to take {optimum_s:.3g} s per iteration; must be at most slowest_s, 1e-06 s"
+    )
     with pytest.raises(InputError, match=message):
         compare_plans(testbed, problem.profile, training, plan_s=1, slowest_s=slowest_s)

@@ -1,42 +1,40 @@
 """A run becomes the reference whole, or nothing changes."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from hiertrain import files, publishing
+from hiertrain.experiments import Setting
 from hiertrain.paths import RESULTS
 from hiertrain.publishing import filled, publish, readme_tables
+from hiertrain.reproduce import NotebookRecord, executed, prepare
+from hiertrain.tables import markdown_table
 from hiertrain.values import InputError
 
-MARKS = "".join(f"<!-- {name} -->\nto be replaced\n<!-- end -->\n" for name in readme_tables(RESULTS / "reference"))
-README = f"# A title\n{MARKS}the end\n"
-RECORDS = ("01-models", "04-training")
+NAMES = ("times", "largest", "claims", "errors", "accuracy", "ratios")
+README = "# A title\n" + "".join(f"<!-- {name} -->\nto be replaced\n<!-- end -->\n" for name in NAMES) + "the end\n"
+RUN = "paper"
 
 
-def record(root: Path, name: str) -> Path:
-    return root / "results" / "mine" / "records" / f"{name}.json"
-
-
-def change_record(path: Path, **environment: object) -> None:
+def change_json(path: Path, **changes: object) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["environment"] |= environment
-    path.write_text(json.dumps(content), encoding="utf-8")
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A checkout with a README, an old reference, and a run of one clean commit."""
-    run = tmp_path / "results" / "mine"
-    shutil.copytree(RESULTS / "reference" / "tables", run / "tables")
-    for name in RECORDS:
-        (run / "records").mkdir(exist_ok=True)
-        shutil.copy(RESULTS / "reference" / "records" / f"{name}.json", run / "records")
-        change_record(record(tmp_path, name), commit="abc", dirty=False)
-    (run / "report.html").write_text("large", encoding="utf-8")
-    (run / "records" / "01-models.failed.json").write_text("{}", encoding="utf-8")
+    """A checkout with a README, an old reference, and a run of today's paper.yml by one source that a commit has."""
+    run = tmp_path / "results" / RUN
+    shutil.copytree(RESULTS / "reference", run)
+    seal(tmp_path, commit="abc", dirty=False, source="one")
+    (run / "report.html").write_text("not an output", encoding="utf-8")
+    (run / "records" / "01-models.failed.json").write_text('{"environment": {}}', encoding="utf-8")
     old = tmp_path / "results" / "reference"
     old.mkdir()
     (old / "claims.md").write_text("of before", encoding="utf-8")
@@ -44,51 +42,120 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def seal(root: Path, **environment: object) -> None:
+    """Give all records this environment, and say that each notebook left its files as they are."""
+    for path in (root / "results" / RUN / "records").glob("*.json"):
+        change_json(path, environment=json.loads(path.read_text(encoding="utf-8"))["environment"] | environment)
+    for job in prepare(RUN, results=root / "results"):
+        record = files.load(NotebookRecord, job.path(".json"))
+        digests = {output: digest(job.folder / output) for output in (*job.outputs, *record.outputs)}
+        change_json(job.path(".json"), parameters=dict(job.parameters), outputs=digests)
+
+
+def test_tables_show_what_was_measured_beside_what_was_predicted() -> None:
+    setting = {"model": "lenet5", "batch_size": 128, "sample_encoding": "uint8", "device_edge_mbps": 20.0}
+    setting |= {"cloud_mbps": 5.0, "device_slowdown": 23.4, "edge_slowdown": 5.4, "cloud_slowdown": 2.0}
+    assert list(setting) == list(Setting.model_fields)
+    times = [("all-cloud", 300.0, 310.04, 309.0, 312.0), ("hiertrain", 100.0, 155.02, 151.0, 157.0)]
+    columns = ["policy", "predicted_ms", "observed_ms", "low_ms", "high_ms"]
+    policies = pd.DataFrame([setting | dict(zip(columns, row, strict=True)) for row in times])
+    other = policies.assign(cloud_mbps=1.5, observed_ms=1.0)
+    assert markdown_table(publishing._times(pd.concat([other, policies]))).splitlines()[2:] == [
+        "| `all-cloud` | 300.0 | 310.0 | 309.0 to 312.0 | 2.00x |",
+        "| `hiertrain` | 100.0 | 155.0 | 151.0 to 157.0 | 1.00x |",
+    ]
+    with pytest.raises(InputError, match=r"06-policies.csv: has no rows of .*lenet5.*, which the README shows"):
+        publishing._times(other)
+    speedups = pd.DataFrame([setting | {"policy": "jalad", "predicted": 3.0, "observed": 2.946, "low": 2.9, "high": 3}])
+    assert markdown_table(publishing._largest(speedups)).splitlines()[2] == (
+        "| `jalad` | lenet5, 128 samples as uint8 | 20, 5 | 3.00x | 2.95x | 2.90 to 3.00 |"
+    )
+    ratios = pd.DataFrame(
+        {"model": ["lenet5"], "batch_size": [32], "comparison": ["one worker"], "rival": ["plain"]}
+        | {"ratio": [1.234], "low": [1.1], "high": [1.3]}
+    )
+    assert markdown_table(publishing._ratios(ratios)).splitlines()[2] == (
+        "| lenet5, 32 samples | one worker | `plain` | 1.23 | 1.10 to 1.30 |"
+    )
+
+
 def test_a_run_replaces_the_reference_and_fills_the_readme(root: Path) -> None:
-    reference = publish("mine", root)
-    names = {str(path.relative_to(reference)) for path in reference.rglob("*") if path.is_file()}
-    tables = {f"tables/{path.name}" for path in (RESULTS / "reference" / "tables").iterdir()}
-    assert names == tables | {f"records/{name}.json" for name in RECORDS}
+    jobs = prepare(RUN, results=root / "results")
+    outputs = {f"notebooks/{job.name}.json" for job in jobs}.union(*(executed(job).outputs for job in jobs))
+    reference = publish(RUN, root)
+    assert {str(path.relative_to(reference)) for path in reference.rglob("*") if path.is_file()} == outputs
     text = (root / "README.md").read_text(encoding="utf-8")
     for table in readme_tables(reference).values():
         assert table in text
     assert "to be replaced" not in text
     assert (text[:10], text[-8:]) == (README[:10], README[-8:])
-    assert {path.name for path in (root / "results").iterdir()} == {"mine", "reference"}
-    publish("mine", root)
-    assert (root / "README.md").read_text(encoding="utf-8") == text
+    assert {path.name for path in (root / "results").iterdir()} == {RUN, "reference"}
 
 
-def emulated(root: Path) -> None:
-    table = root / "results" / "mine" / "tables" / "06-policies.csv"
-    table.write_text(table.read_text(encoding="utf-8").replace("measured", "emulated"), encoding="utf-8")
+def change_record(root: Path, **changes: object) -> None:
+    """Of one record; its notebook says that it left it so."""
+    path = root / "results" / RUN / "records" / "04-training.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        content["results" if key == "kind" else "environment"][key] = value
+    path.write_text(json.dumps(content), encoding="utf-8")
+    seal(root)
+
+
+def execute_otherwise(root: Path) -> None:
+    change_json(root / "results" / RUN / "notebooks" / "08-convergence.json", parameters={"run": RUN, "iterations": 2})
+
+
+def interrupt(root: Path) -> None:
+    (root / "results" / RUN / "notebooks" / "08-convergence.json").unlink()
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: shutil.rmtree(root / "results" / "mine"), r"mine: has no records; `hiertrain reproduce` makes"),
-        (lambda root: change_record(record(root, "04-training"), dirty=True), r"04-training.json: made by source that"),
-        (lambda root: change_record(record(root, "04-training"), commit=None), r"04-training.json: made by source"),
+        (interrupt, r"08-convergence.json: No such file"),
         (
-            lambda root: change_record(record(root, "04-training"), commit="def0123456"),
-            r"mine: records of several commits \(01-models.json at abc, 04-training.json at def0123\)",
+            execute_otherwise,
+            r"08-convergence.json: has the parameters .*'iterations': 2.*; must be .*'iterations': 120",
         ),
-        (lambda root: (root / "results/mine/tables/99-claims.csv").unlink(), r"99-claims.csv: is missing"),
-        (emulated, r"06-policies: its times are emulated; a reference's must be measured"),
+        (lambda root: (root / "results/paper/claims.md").unlink(), r"claims.md: is missing or changed; must be as 99-"),
+        (lambda root: (root / "results/paper/claims.md").write_text("better"), r"claims.md: is missing or changed"),
+        (lambda root: change_record(root, dirty=True), r"04-training.json: made by source that no commit has"),
+        (lambda root: change_record(root, commit=None), r"04-training.json: made by source that no commit has"),
         (
-            lambda root: (root / "README.md").write_text("nothing", encoding="utf-8"),
-            r"README.md: has places for no table; must",
+            lambda root: change_record(root, source="two"),
+            r"records: 01-models.json and 04-training.json were made by d",
         ),
+        (lambda root: change_record(root, kind="emulated"), r"04-training.json: its times are emulated; a reference"),
+        (lambda root: (root / "README.md").write_text("nothing"), r"README.md: has places for no table; must have one"),
     ],
 )
 def test_what_cannot_be_a_reference_changes_nothing(root: Path, spoil: Callable[[Path], None], message: str) -> None:
     spoil(root)
     readme = (root / "README.md").read_text(encoding="utf-8")
     with pytest.raises(InputError, match=message):
-        publish("mine", root)
+        publish(RUN, root)
+    assert_as_before(root, readme)
+
+
+def assert_as_before(root: Path, readme: str) -> None:
     assert [path.name for path in (root / "results" / "reference").iterdir()] == ["claims.md"]
+    assert {path.name for path in (root / "results").iterdir()} == {RUN, "reference"}
     assert (root / "README.md").read_text(encoding="utf-8") == readme
+
+
+def test_after_an_interruption_the_old_reference_is_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publishing.files, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(RUN, root)
+    assert_as_before(root, README)
 
 
 def test_a_mark_stands_for_one_table() -> None:
