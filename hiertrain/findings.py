@@ -104,7 +104,7 @@ def unbeaten(others: tuple[str, ...], speedups: pd.DataFrame, policies: pd.DataF
 def hybrid(speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
     """In which share of the settings hiertrain is faster than the better of layers alone and samples alone.
 
-    By more than noise.
+    By more than noise; a setting without interval counts by its value at both ends of the share's.
     """
     keys = _settings(speedups)
     rows = _pairs(speedups, policies, ["layer-parallel", "data-parallel"])
@@ -113,7 +113,8 @@ def hybrid(speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
     if observed.empty:
         return _only_predicted(speedups, _most(rows, "predicted"), share)
     better = observed.loc[observed.groupby(keys)["observed"].idxmin()]
-    shares = {name: float((better[name] > 1 + NOISE).mean()) for name in ("observed", "low", "high")}
+    ratios = {name: better[name].fillna(better["observed"]) for name in ("observed", "low", "high")}
+    shares = {name: float((ratio > 1 + NOISE).mean()) for name, ratio in ratios.items()}
     won = (better["observed"] > 1 + NOISE).sum()
     most = _most(better, "observed")
     return Finding(

@@ -16,7 +16,7 @@ from hiertrain import files
 from hiertrain.experiments import Setting, check_emulated, setting_of
 from hiertrain.paths import ROOT
 from hiertrain.records import Record
-from hiertrain.reproduce import executed, prepare
+from hiertrain.reproduce import Job, NotebookRecord, changed_output, prepare
 from hiertrain.tables import markdown_table
 from hiertrain.testbeds import find_testbed
 from hiertrain.values import InputError
@@ -55,6 +55,19 @@ def publish(run: str = PARAMETERS, root: Path = ROOT) -> Path:
                 old.rename(target)
             raise
     return target
+
+
+def executed(job: Job) -> NotebookRecord:
+    """The record of a notebook that was executed with the job's parameters, its outputs being as it left them.
+
+    Raises InputError that names the file that is missing or not so.
+    """
+    record = files.load(NotebookRecord, job.path(".json"))
+    if record.parameters != dict(job.parameters):
+        raise InputError(f"{job.path('.json')}: has the parameters {record.parameters}; must be {dict(job.parameters)}")
+    if changed := changed_output(job, record):
+        raise InputError(f"{job.folder}: {changed}; must be as {job.name} left it")
+    return record
 
 
 def _check_records(paths: Sequence[Path]) -> None:

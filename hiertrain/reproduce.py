@@ -152,20 +152,6 @@ def prepare(
     return [_prepare(name, part, notebooks, folder, path) for name, part in settings.notebooks.items()]
 
 
-def executed(job: Job) -> NotebookRecord:
-    """The record of a notebook that was executed with the job's parameters, its outputs being as it left them.
-
-    Raises InputError that names the file that is missing or not so.
-    """
-    record = files.load(NotebookRecord, job.path(".json"))
-    if record.parameters != dict(job.parameters):
-        raise InputError(f"{job.path('.json')}: has the parameters {record.parameters}; must be {dict(job.parameters)}")
-    for output, digest in _digests(job, [*job.outputs, *record.outputs]).items():
-        if digest != record.outputs.get(output):
-            raise InputError(f"{job.folder / output}: is missing or changed; must be as {job.name} left it")
-    return record
-
-
 def _load_parameters(path: Path, notebooks: Path) -> ParameterFile:
     """The parameter file, whole. Raises InputError, also for what a variant's base does not have."""
     variant = files.load(ParameterFile, path)
@@ -316,6 +302,11 @@ def _reason(job: Job, fingerprint: str) -> str | None:
         return "its record is of another version of the workbench"
     if record.fingerprint != fingerprint:
         return "the code, its parameters or what it builds on have changed"
+    return changed_output(job, record)
+
+
+def changed_output(job: Job, record: NotebookRecord) -> str | None:
+    """The first output that is not as the notebook left it, and how; None when all are."""
     for output, digest in _digests(job, [*job.outputs, *record.outputs]).items():
         if digest == MISSING:
             return f"{output} is missing"

@@ -210,6 +210,11 @@ def changed(**times: tuple[float, ...]) -> pd.DataFrame:
     return grid(TIMES | {name.replace("plus", "+").replace("_", "-"): own for name, own in times.items()})
 
 
+def without_intervals(policies: pd.DataFrame) -> pd.DataFrame:
+    """The same of a single iteration each."""
+    return policies.assign(low_ms=np.nan, high_ms=np.nan)
+
+
 @pytest.mark.parametrize(
     ("policies", "index", "verdict"),
     [
@@ -220,6 +225,9 @@ def changed(**times: tuple[float, ...]) -> pd.DataFrame:
         (changed(all_cloud=(300.0, 800.0, 130.0)), ALL_CLOUD, "holds"),
         (changed(all_cloud=(300.0, 800.0, 130.0)), LOWEST_ALL_CLOUD, "fails"),
         (changed(jointdnn=(300.0, 800.0, 130.0)), LOWEST_JOINTDNN, "fails"),
+        (without_intervals(changed(all_cloud=(690.0, 300.0, 130.0))), ALL_CLOUD, "holds"),
+        (without_intervals(changed(data_parallel=(99.0, 90.0, 99.0))), NEVER_SLOWER, "open"),
+        (without_intervals(grid(TIMES)), HYBRID, "holds"),
         (changed(hiertrainplus=(96.0, 96.0, 96.0)), MINIMUM, "holds"),
         (changed(hiertrainplus=(99.0, 90.0, 99.0)), MINIMUM, "fails"),
         (changed(hiertrainplus=(99.0, 90.0, 99.0)), NEVER_SLOWER, "holds"),

@@ -12,8 +12,8 @@ import pytest
 from hiertrain import files, publishing
 from hiertrain.experiments import Setting
 from hiertrain.paths import RESULTS
-from hiertrain.publishing import filled, publish, readme_tables
-from hiertrain.reproduce import NotebookRecord, executed, prepare
+from hiertrain.publishing import executed, filled, publish, readme_tables
+from hiertrain.reproduce import NotebookRecord, prepare
 from hiertrain.tables import markdown_table
 from hiertrain.values import InputError
 
@@ -81,6 +81,13 @@ def test_tables_show_what_was_measured_beside_what_was_predicted() -> None:
     assert markdown_table(publishing._ratios(ratios)).splitlines()[2] == (
         "| lenet5, 32 samples | one worker | `plain` | 1.23 | 1.10 to 1.30 |"
     )
+    errors = pd.DataFrame({"case": ["lenet5"], "plans": [17], "median_percent": [0.34], "worst_percent": [12.06]})
+    errors["within_10_percent"] = 16
+    assert markdown_table(publishing._errors(errors)).splitlines()[2] == "| lenet5 | 17 | 0.3% | 12.1% | 16 |"
+    accuracies = pd.DataFrame({"trained on": ["one process"], "test accuracy": [0.9576]})
+    assert markdown_table(publishing._accuracy(accuracies)).splitlines()[2] == "| one process | 95.8% |"
+    claims = pd.DataFrame({"claim": ["It is so"], "certainty": ["ours"], "verdict": ["fails"]})
+    assert markdown_table(publishing._claims(claims)).splitlines()[2] == "| It is so | ours | **fails** |"
 
 
 def test_a_run_replaces_the_reference_and_fills_the_readme(root: Path) -> None:
@@ -122,8 +129,14 @@ def interrupt(root: Path) -> None:
             execute_otherwise,
             r"08-convergence.json: has the parameters .*'iterations': 2.*; must be .*'iterations': 120",
         ),
-        (lambda root: (root / "results/paper/claims.md").unlink(), r"claims.md: is missing or changed; must be as 99-"),
-        (lambda root: (root / "results/paper/claims.md").write_text("better"), r"claims.md: is missing or changed"),
+        (
+            lambda root: (root / "results/paper/claims.md").unlink(),
+            r"paper: claims.md is missing; must be as 99-claims left",
+        ),
+        (
+            lambda root: (root / "results/paper/claims.md").write_text("better"),
+            r"claims.md is not as the notebook left it; must",
+        ),
         (lambda root: change_record(root, dirty=True), r"04-training.json: made by source that no commit has"),
         (lambda root: change_record(root, commit=None), r"04-training.json: made by source that no commit has"),
         (
