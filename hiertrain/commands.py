@@ -258,8 +258,9 @@ def _check_search(options: argparse.Namespace, workers: Collection[str]) -> None
 
 def run_reproduce(options: argparse.Namespace) -> None:
     """Execute the notebooks of a parameter file; when all of them are up to date, write the report."""
+    from hiertrain.parameters import prepare
     from hiertrain.report import write_report
-    from hiertrain.reproduce import NotebookRecord, prepare, reproduce
+    from hiertrain.reproduce import NotebookRecord, reproduce
 
     jobs = prepare(options.parameters, options.run)
     outcomes = reproduce(options.parameters, run=options.run, only=options.only, force=options.force)

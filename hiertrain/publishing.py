@@ -14,9 +14,10 @@ import pandas as pd
 
 from hiertrain import files
 from hiertrain.experiments import Setting, check_emulated, setting_of
+from hiertrain.parameters import Job, prepare
 from hiertrain.paths import ROOT
 from hiertrain.records import Record
-from hiertrain.reproduce import Job, NotebookRecord, changed_output, prepare
+from hiertrain.reproduce import NotebookRecord, changed_output
 from hiertrain.tables import markdown_table
 from hiertrain.testbeds import find_testbed
 from hiertrain.values import InputError

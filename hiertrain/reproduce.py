@@ -4,7 +4,7 @@
 results/<run>/. Executed copies go to results/<run>/notebooks/, each with a record of what it was made from beside it.
 """
 
-import difflib
+import base64
 import hashlib
 import json
 import logging
@@ -15,18 +15,20 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 import nbformat
 import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from papermill.exceptions import PapermillExecutionError, strip_color
-from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import JsonValue
 from tqdm import tqdm
 
 from hiertrain import files
+from hiertrain.parameters import Job, check_known, prepare
 from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
-from hiertrain.records import Environment, environment_record, package_versions, run_folder
+from hiertrain.records import Environment, environment_record, package_versions
 from hiertrain.values import InputError, RunError, Value
 
 MISSING = "missing"  # stands for the digest of a file that is not there
@@ -34,44 +36,6 @@ MISSING = "missing"  # stands for the digest of a file that is not there
 
 class NotebookError(RunError):
     """A notebook failed: an error in a cell, a dead kernel, or an output that did not appear."""
-
-
-class NotebookSettings(Value):
-    """What one notebook gets, and what must exist under results/<run>/ after it."""
-
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)  # in a variant: beside those of its base
-    reads: tuple[str, ...] = ()  # files of other runs, below results/
-    outputs: tuple[str, ...] = ()  # in a variant: those of its base
-    without: tuple[str, ...] = ()  # in a variant: outputs of its base that do not appear
-
-    @field_validator("outputs")
-    @classmethod
-    def _inside(cls, outputs: tuple[str, ...]) -> tuple[str, ...]:
-        for output in outputs:
-            path = PurePosixPath(output)
-            if path.is_absolute() or ".." in path.parts:
-                raise InputError(f"output {output!r}: must be a path inside the run's folder")
-        return outputs
-
-
-class ParameterFile(Value):
-    """notebooks/parameters/<name>.yml: which notebooks to execute, in which order.
-
-    A variant names another one as its base and says only what is different; what it does not list is not executed.
-    """
-
-    base: str | None = None
-    run: str  # folder under results/, unless another one is asked for
-    notebooks: dict[str, NotebookSettings] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _outputs_are_declared_once(self) -> "ParameterFile":
-        for name, settings in self.notebooks.items():
-            if self.base is None and (settings.without or not settings.outputs):
-                raise ValueError(f"notebook {name!r}: must have outputs, and nothing to go without")
-            if self.base is not None and settings.outputs:
-                raise ValueError(f"notebook {name!r}: its outputs are those of the base {self.base!r}")
-        return self
 
 
 class NotebookRecord(Value):
@@ -93,23 +57,6 @@ class Outcome:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Job:
-    """One notebook, ready to be executed."""
-
-    name: str
-    source: Path
-    parameters: Mapping[str, JsonValue]
-    folder: Path  # results/<run>
-    reads: tuple[Path, ...]  # files of other runs
-    outputs: tuple[str, ...]
-    cells: int
-
-    def path(self, ending: str) -> Path:
-        """The executed copy (".ipynb"), its record (".json") or what a failure left (".failed.ipynb")."""
-        return self.folder / "notebooks" / f"{self.name}{ending}"
-
-
 def reproduce(
     parameter_file: str | Path,
     run: str | None = None,
@@ -125,7 +72,7 @@ def reproduce(
     """
     jobs = prepare(parameter_file, run, notebooks, results)
     for name in only or ():
-        _check_known(f"{parameter_file}: notebook", name, [job.name for job in jobs])
+        check_known(f"{parameter_file}: notebook", name, [job.name for job in jobs])
     base = _digest_of_sources(notebooks)
     outcomes: list[Outcome] = []
     begin = time.perf_counter()
@@ -140,90 +87,6 @@ def reproduce(
     total_s = time.perf_counter() - begin
     tqdm.write(f"{ran} of {len(outcomes)} notebooks executed in {total_s:.1f} s; results are in {jobs[0].folder}")
     return outcomes
-
-
-def prepare(
-    parameter_file: str | Path, run: str | None = None, notebooks: Path = NOTEBOOKS, results: Path = RESULTS
-) -> list[Job]:
-    """Check a parameter file against the notebooks that it names; nothing is executed. Raises InputError."""
-    path = _parameter_path(parameter_file, notebooks)
-    settings = _load_parameters(path, notebooks)
-    folder = run_folder(settings.run if run is None else run, results)
-    return [_prepare(name, part, notebooks, folder, path) for name, part in settings.notebooks.items()]
-
-
-def _load_parameters(path: Path, notebooks: Path) -> ParameterFile:
-    """The parameter file, whole. Raises InputError, also for what a variant's base does not have."""
-    variant = files.load(ParameterFile, path)
-    if variant.base is None:
-        return variant
-    beneath = files.load(ParameterFile, _parameter_path(variant.base, notebooks))
-    if beneath.base is not None:
-        raise InputError(f"{path}: its base {variant.base!r} is a variant of {beneath.base!r}; must be a whole one")
-    base = beneath.notebooks
-    whole = {}
-    for name, changes in variant.notebooks.items():
-        _check_known(f"{path}: notebook of {variant.base!r}", name, list(base))
-        for output in changes.without:
-            _check_known(f"{path}: {name}: output of {variant.base!r}", output, base[name].outputs)
-        whole[name] = NotebookSettings(
-            parameters={**base[name].parameters, **changes.parameters},
-            reads=changes.reads,
-            outputs=tuple(output for output in base[name].outputs if output not in changes.without),
-        )
-    return ParameterFile(run=variant.run, notebooks=whole)
-
-
-def _parameter_path(parameter_file: str | Path, notebooks: Path) -> Path:
-    """The file itself, or notebooks/parameters/<name>.yml. Raises InputError with the names that exist."""
-    path = Path(parameter_file)
-    if path.suffix in (".yml", ".yaml"):
-        return path
-    folder = notebooks / "parameters"
-    _check_known(f"{folder}: parameter file", str(parameter_file), sorted(known.stem for known in folder.glob("*.yml")))
-    return folder / f"{parameter_file}.yml"
-
-
-def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
-    """Raise InputError that suggests what may have been meant."""
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'none'}"
-        raise InputError(f"{kind} {name!r} does not exist; {hint}")
-
-
-def _prepare(name: str, settings: NotebookSettings, notebooks: Path, folder: Path, path: Path) -> Job:
-    """Check one notebook's parameters against those that it declares. Raises InputError."""
-    _check_known(f"{path}: notebook", name, sorted(source.stem for source in notebooks.glob("*.ipynb")))
-    source = notebooks / f"{name}.ipynb"
-    try:
-        cells = nbformat.read(source, as_version=4).cells
-        declared = papermill.inspect_notebook(source)
-    except ValueError as error:  # no JSON, or no kernel named
-        raise InputError(f"{source}: not a notebook that can be executed: {str(error)[:100]}") from None
-    if not any("parameters" in cell.metadata.get("tags", []) for cell in cells):
-        raise InputError(f"{source}: no cell is tagged 'parameters'; exactly one must be")
-    if "run" in settings.parameters:
-        raise InputError(f"{path}: {name}: parameter 'run' is set by the driver; name the run at the top of the file")
-    parameters = {"run": folder.name, **settings.parameters}
-    for parameter, value in parameters.items():
-        _check_known(f"{path}: {name}: parameter", parameter, list(declared))
-        _check_type(f"{path}: {name}: parameter {parameter!r}", value, declared[parameter]["inferred_type_name"])
-    reads = tuple(folder.parent / path for path in settings.reads)
-    return Job(name, source, parameters, folder, reads, settings.outputs, len(cells))
-
-
-def _check_type(where: str, value: JsonValue, annotation: str) -> None:
-    """Raise InputError unless the value has the type that the notebook annotates, such as ``list[int]``."""
-    if annotation == "None":
-        raise InputError(f"{where}: the notebook gives it no type; one is needed, as in 'samples: int = 1'")
-    try:
-        expected = eval(annotation, {})  # the notebook's own code, which is about to be executed anyway
-        TypeAdapter(expected).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise InputError(f"{where}: must be a {annotation}, got {value!r} ({error.errors()[0]['msg']})") from None
-    except NameError as error:
-        raise InputError(f"{where}: annotated with a type that is not built in: {error}") from None
 
 
 def _digest_of_sources(notebooks: Path) -> str:
@@ -276,6 +139,7 @@ def _bring_up_to_date(job: Job, fingerprint: str, force: bool, bar: tqdm) -> Out
     try:
         _execute(job, bar)
         _check_outputs(job, before)
+        _check_figures(job)
     except KeyboardInterrupt:
         bar.write(f"{job.name}: interrupted; finished notebooks are kept, and the next run goes on here")
         raise
@@ -367,6 +231,25 @@ def _check_outputs(job: Job, before: Mapping[str, tuple[int, int] | None]) -> No
             raise NotebookError(f"{job.name}: output {output} was not produced in {job.folder}")
         if now == version:
             raise NotebookError(f"{job.name}: output {output} was there before and was not rewritten in {job.folder}")
+
+
+def _check_figures(job: Job) -> None:
+    """Raise NotebookError unless the executed copy shows every figure once, as it was saved, its caption below it."""
+    cells = nbformat.read(job.path(".failed.ipynb"), as_version=4).cells
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    below = {}  # what follows each image
+    for shown, following in zip_longest(outputs, outputs[1:], fillvalue={}):
+        if "image/png" in shown:
+            below.setdefault(base64.b64decode(shown["image/png"]), []).append(following)
+    for output in job.outputs:
+        if PurePosixPath(output).match("figures/*.png"):
+            found = below.pop((job.folder / output).read_bytes(), [])
+            if len(found) != 1:
+                raise NotebookError(f"{job.name}: {output} is shown {len(found)} times; save_figure shows it once")
+            if not found[0].get("text/markdown"):
+                raise NotebookError(f"{job.name}: {output} is shown without its caption below it, as save_figure does")
+    if below:
+        raise NotebookError(f"{job.name}: {len(below)} images that it shows are none of its outputs in {job.folder}")
 
 
 @contextmanager

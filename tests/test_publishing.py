@@ -11,9 +11,10 @@ import pytest
 
 from hiertrain import files, publishing
 from hiertrain.experiments import Setting
+from hiertrain.parameters import prepare
 from hiertrain.paths import RESULTS
 from hiertrain.publishing import executed, filled, publish, readme_tables
-from hiertrain.reproduce import NotebookRecord, prepare
+from hiertrain.reproduce import NotebookRecord
 from hiertrain.tables import markdown_table
 from hiertrain.values import InputError
 

@@ -1,5 +1,6 @@
 """The driver, on tiny notebooks in a temporary folder. Each execution starts a kernel, so there are few of them."""
 
+import base64
 import json
 import os
 import re
@@ -17,7 +18,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from hiertrain import files
 from hiertrain.cli import main
-from hiertrain.reproduce import NotebookError, NotebookRecord, Outcome, _fingerprint, prepare, reproduce
+from hiertrain.parameters import prepare
+from hiertrain.reproduce import NotebookError, NotebookRecord, Outcome, _fingerprint, reproduce
 from hiertrain.values import InputError
 
 PARAMETERS = (
@@ -168,6 +170,43 @@ def test_outputs_must_be_written_by_this_execution(bench):
     with pytest.raises(NotebookError, match=r"01-first: output a\.txt was not produced"):
         bench.reproduce()
     assert bench.left_behind() == ["01-first.failed.ipynb"]
+
+
+DRAW = """import pandas as pd
+from hiertrain.figures import plot_times, save_figure
+df = pd.DataFrame({"policy": ["a"], "kind": ["predicted"], "iteration_ms": [1.0], "low_ms": [1.0], "high_ms": [1.0]})"""
+FIRST, SECOND = (f'save_figure(plot_times(df), "{n}", "try", df, "Predicted {n}.", folder.parent)' for n in "ab")
+
+
+def test_every_figure_is_shown_once_where_it_is_saved_with_its_caption_below(bench):
+    bench.notebook("01-first", DRAW, FIRST, f"fig = plot_times(df)\n{SECOND}")
+    bench.parameters(**{"01_first": {"outputs": ["figures/a.png", "figures/b.png"]}})
+    bench.reproduce()
+    cells = nbformat.read(bench.run / "notebooks" / "01-first.ipynb", as_version=4).cells
+    for name, cell in zip("ab", cells[-2:], strict=True):
+        image, caption = cell.outputs
+        assert base64.b64decode(image.data["image/png"]) == (bench.run / "figures" / f"{name}.png").read_bytes()
+        assert image.metadata["image/png"] == {"width": 640, "alt": f"Predicted {name}."}
+        assert caption.data["text/markdown"] == f"Predicted {name}."
+
+
+@pytest.mark.parametrize(
+    ("shown", "message"),
+    [
+        ("", r"figures/a\.png is shown 0 times"),
+        ("show(saved); show(caption); show(saved); show(caption)", r"figures/a\.png is shown 2 times"),
+        ("show(saved); show({'text/plain': '5'})", r"figures/a\.png is shown without its caption below it"),
+        ("show(saved); show(caption); show({'image/png': 'b3RoZXI='})", "1 images that it shows are none of its out"),
+    ],
+)
+def test_a_notebook_without_its_pictures_is_an_error(bench, shown, message):
+    save = '(folder / "figures").mkdir(); (folder / "figures" / "a.png").write_bytes(b"picture")'
+    show = "from IPython.display import display\nshow = lambda data: display(data, raw=True)"
+    outputs = 'saved, caption = {"image/png": "cGljdHVyZQ=="}, {"text/markdown": "Its caption."}'
+    bench.notebook("01-first", save, show, outputs, shown)
+    bench.parameters(**{"01_first": {"outputs": ["figures/a.png"]}})
+    with pytest.raises(NotebookError, match=message):
+        bench.reproduce()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""One style for all figures: colours, sizes, how a figure is saved, and the drawing that they share."""
+"""One style for all figures: colours, sizes, how a figure is saved and shown, and the drawing that they share."""
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,10 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
+from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
+from PIL.Image import open as open_image
 
 from hiertrain import files
 from hiertrain.paths import RESULTS
@@ -25,6 +29,7 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 CAPTION_KINDS = (*SOURCES, "exact")
 
 WIDTH_IN = 3.4
+SHOWN_PX = 640  # wide, in a notebook: letters of 7 points are then as large as the text around them
 BLACK = "#000000"
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, _, _, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()
 SOURCE_COLOURS = {"predicted": ORANGE, "emulated": SKY, "measured": BLUE}
@@ -88,7 +93,7 @@ def use_style() -> AbstractContextManager[None]:
 
 
 def save_figure(fig: Figure, name: str, run: str, data: pd.DataFrame, caption: str, root: Path = RESULTS) -> None:
-    """Write results/<run>/figures/<name>.png, .pdf and .csv, the CSV holding exactly what is drawn.
+    """Write results/<run>/figures/<name>.png, .pdf and .csv, the CSV holding exactly what is drawn; show and close it.
 
     The caption travels inside the PNG (its text "Description") and the PDF (its subject). The same figure gives the
     same bytes. Raises InputError when the run's name is no folder name, or the caption does not say its kind.
@@ -101,12 +106,26 @@ def save_figure(fig: Figure, name: str, run: str, data: pd.DataFrame, caption: s
         fig.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": caption})
         fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Subject": caption})
     files.write_text(folder / f"{name}.csv", data.to_csv(index=False, lineterminator="\n"))
+    _show(folder / f"{name}.png", caption)
+    plt.close(fig)
+
+
+def _show(png: Path, caption: str) -> None:
+    """In a notebook, the very file that was written, and its caption below it; elsewhere nothing.
+
+    Matplotlib's inline backend would show only figures that are made while it is interactive, which ``use_style``
+    undoes: the first one of a notebook.
+    """
+    if get_ipython() is None:
+        return
+    display(Image(png.read_bytes(), format="png", width=SHOWN_PX, alt=caption))
+    display(Markdown(re.sub(r"([\\`*_{}\[\]<>#$~|])", r"\\\1", caption)))
 
 
 def load_caption(path: Path) -> str:
     """What ``save_figure`` wrote into a PNG. Raises InputError for another file, and for none."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             caption = image.info.get("Description")
     except FileNotFoundError:
         raise InputError(f"{path}: No such file") from None
