@@ -90,17 +90,8 @@ def memory_bytes(problem: Problem, plan: Plan, worker: str) -> int:
     copies = 4 if worker == plan.root else 2
     total = copies * chain.parameter_prefix_bytes[part.depth]
     for number, layer in enumerate(chain.layers[: part.depth], start=1):
-        total += (layer.activation_bytes or 0) * samples_at(plan, worker, number)
+        total += (layer.activation_bytes or 0) * plan.samples_at(worker, number)
     return total
-
-
-def samples_at(plan: Plan, worker: str, layer: int) -> int:
-    """n: the samples that ``worker`` computes in layer number ``layer`` (1-based); 0 beyond its depth."""
-    part = plan.workers[worker]
-    if layer > part.depth:
-        return 0
-    received = sum(plan.carried[child] for child in plan.children(worker) if plan.workers[child].depth < layer)
-    return part.samples + received
 
 
 def _cut_children(problem: Problem, plan: Plan, worker: str) -> list[str]:

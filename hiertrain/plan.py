@@ -119,6 +119,15 @@ class Plan(Value):
         found = [child for child, part in self.workers.items() if part.parent == name and self.active(child)]
         return sorted(found, key=lambda child: (self.workers[child].depth, child))
 
+    def samples_at(self, name: str, layer: int) -> int:
+        """n: the samples that ``name`` computes in layer number ``layer`` (1-based); 0 beyond its depth."""
+        part = self.workers[name]
+        if layer > part.depth:
+            return 0
+        return part.samples + sum(
+            self.carried[child] for child in self.children(name) if self.workers[child].depth < layer
+        )
+
     def own_rows(self, name: str) -> range:
         """The rows of the mini-batch that start at layer 1 on ``name``: consecutive, in the order of the workers."""
         first = 0

@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from hiertrain.chain import Chain, Layer
-from hiertrain.cost import memory_bytes, samples_at
+from hiertrain.cost import memory_bytes
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Execution, Plan, Problem, check_plan
 from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
@@ -96,7 +96,7 @@ def test_a_problem_whose_parts_do_not_fit_is_refused(fields: dict, message: str)
 
 def test_memory_and_samples_per_layer() -> None:
     problem = Problem(PROFILE, Network(links=LINKS), 12, "device")
-    assert [samples_at(CHAIN, "edge", layer) for layer in range(1, 6)] == [4, 4, 9, 0, 0]
+    assert [CHAIN.samples_at("edge", layer) for layer in range(1, 6)] == [4, 4, 9, 0, 0]
     assert memory_bytes(problem, CHAIN, "edge") == 2 * 300 + 10 * (4 + 4 + 9)
     assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12)
 
