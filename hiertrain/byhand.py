@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from tqdm.auto import tqdm
 
-from hiertrain import files
+from hiertrain import files, memory
 from hiertrain.jobs import Answer, Beat, ClockReading, Iteration, Jobs, Report, Snapshot, TrainJob
 from hiertrain.values import InputError
 from hiertrain.worker import Pulse, in_one_line, train
@@ -51,7 +51,13 @@ class _Folder:
 
     def close(self, error: str | None) -> str:
         """Write the report; return what there is to say about it."""
-        report = Report(worker=self._name, error=error, iterations=tuple(self._done), clock=tuple(self._clock))
+        report = Report(
+            worker=self._name,
+            memory_kept=memory.is_kept(),
+            error=error,
+            iterations=tuple(self._done),
+            clock=tuple(self._clock),
+        )
         files.save(report, self._report)
         self._bar.close()
         times_s = [iteration.ended_s - iteration.started_s for iteration in self._done]

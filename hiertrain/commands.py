@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hiertrain import files
 from hiertrain.cost import iteration_s
 from hiertrain.jobs import Jobs, Machine, ModelSettings, OptimizerSettings, Training
+from hiertrain.memory import KEPT
 from hiertrain.network import Network
 from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.profile import Profile
@@ -202,9 +203,10 @@ def run_jobs(options: argparse.Namespace) -> None:
     _print_plan(plan)
     print(f"predicted: {predicted_s * 1e3:.3f} ms per iteration")
     print(f"written: {options.output}; copy it to every machine, and start there:")
+    kept = " ".join(f"{name}={value}" for name, value in KEPT.items())
     for rank, name in enumerate(plan.participants):
         print(
-            f"  {name}: GLOO_SOCKET_IFNAME=INTERFACE torchrun --nnodes={len(machines)} --nproc-per-node=1 "
+            f"  {name}: GLOO_SOCKET_IFNAME=INTERFACE {kept} torchrun --nnodes={len(machines)} --nproc-per-node=1 "
             f"--node-rank={rank} --master-addr=ADDRESS --master-port=29500 "
             f"-m hiertrain.byhand {options.output.name} --output FOLDER"
         )

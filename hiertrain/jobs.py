@@ -260,6 +260,7 @@ class Report(Value):
     """What a worker that was started by hand leaves behind: the content of ``<worker>.json``."""
 
     worker: str
+    memory_kept: bool  # see the module ``memory``
     error: str | None  # None: all iterations are done
     iterations: tuple[Iteration, ...]
     clock: tuple[ClockReading, ...]

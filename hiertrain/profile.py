@@ -71,6 +71,7 @@ class Measurement(Value):
     host: str
     threads: PositiveInt
     accelerator: Accelerator = "cpu"
+    memory_kept: bool = False  # see the module ``memory``; False in profiles of before it was
     warm_up: NonNegativeInt
     repetitions: PositiveInt
     points: tuple[TimingPoint, ...]

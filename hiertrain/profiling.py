@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hiertrain import memory
 from hiertrain.jobs import Probed, ProbeJob, ProfileJob
 from hiertrain.models import ChainModel, build_model, summed_loss
 from hiertrain.profile import LayerCost, LayerTimes, Measurement, Step, TimingPoint, WorkerProfile
@@ -63,6 +64,7 @@ def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
         host=platform.node(),
         threads=torch.get_num_threads(),
         accelerator=job.accelerator,
+        memory_kept=memory.is_kept(),
         warm_up=job.warm_up,
         repetitions=job.repetitions,
         points=tuple(points),

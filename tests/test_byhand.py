@@ -2,6 +2,7 @@
 
 import io
 import os
+import platform
 import re
 import signal
 import socket
@@ -16,11 +17,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hiertrain import files
+from hiertrain import files, memory
 from hiertrain.byhand import _Folder, train_by_hand
 from hiertrain.cli import main
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Beat, Iteration, Jobs, Report, TrainJob
+from hiertrain.memory import KEPT, worker_environment
 from hiertrain.models import build_model
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Plan
@@ -81,8 +83,9 @@ def free_port() -> int:
 def test_workers_under_torchrun_equal_single_process_sgd(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert write_jobs(folder, "pair") == 0
     printed = capsys.readouterr().out
+    assert printed.count(" ".join(f"{name}={value}" for name, value in KEPT.items())) == len(PAIR) - 1
     port, names = free_port(), ("device", "edge")
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": LOOPBACK}
+    environment = {**worker_environment(kept=True), "GLOO_SOCKET_IFNAME": LOOPBACK}
     started = []
     with ExitStack() as stack:
         for rank, name in enumerate(names):
@@ -102,6 +105,7 @@ def test_workers_under_torchrun_equal_single_process_sgd(folder: Path, capsys: p
     jobs = files.load(Jobs, folder / "jobs.json")
     reports = {name: files.load(Report, folder / name / f"{name}.json") for name in names}
     assert {report.error for report in reports.values()} == {None}
+    assert all(report.memory_kept == (platform.libc_ver()[0] == "glibc") for report in reports.values())
     reference = train_on_one_process(jobs.training, load_dataset("synthetic"))
     (weights,) = folder.glob("*/weights-3.bin")
     assert weights.parent.name == "edge"
@@ -182,7 +186,7 @@ def test_a_worker_without_torchrun_reports_and_ends_though_nobody_reads_what_it_
     with pytest.raises(SystemExit, match="1"):
         answers.put(Beat(iterations=(done,)))
     assert files.load(Report, tmp_path / "device.json") == Report(
-        worker="device", error="torchrun is gone", iterations=(done,), clock=()
+        worker="device", memory_kept=memory.is_kept(), error="torchrun is gone", iterations=(done,), clock=()
     )
 
 

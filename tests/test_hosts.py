@@ -10,6 +10,7 @@ import pytest
 
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Answer, Beat, Job, ModelSettings, OptimizerSettings, Progress, Snapshot
+from hiertrain.memory import worker_environment
 from hiertrain.models import build_model
 from hiertrain.network import Network
 from hiertrain.plan import Execution
@@ -22,7 +23,8 @@ from tests.test_training import PLANS, TOLERANCE, WORKERS, instant_problem, larg
 
 pytestmark = pytest.mark.netns
 LENET = ModelSettings(name="lenet5")
-WORKER = ("env", f"GLOO_SOCKET_IFNAME={INTERFACE}", sys.executable, "-m", "hiertrain.worker")
+WORKER = (sys.executable, "-m", "hiertrain.worker")
+ENVIRONMENT = {**worker_environment(kept=True), "GLOO_SOCKET_IFNAME": INTERFACE}
 CLOCK = ("unshare", "--time", "--monotonic")
 AHEAD_S = {"device": 0, "edge": 86_400, "cloud": 1_000}  # how much longer each host seems to have been up
 
@@ -41,7 +43,9 @@ def separate() -> Iterator[Separate]:
     with namespaces(WORKERS, ()) as opened:
         hosts = {
             name: Host(
-                (*opened[name].enter, *CLOCK, str(ahead_s), "--fork", "--kill-child", *WORKER), opened[name].address
+                (*opened[name].enter, *CLOCK, str(ahead_s), "--fork", "--kill-child", *WORKER),
+                opened[name].address,
+                ENVIRONMENT,
             )
             for name, ahead_s in AHEAD_S.items()
         }

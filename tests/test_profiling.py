@@ -1,3 +1,4 @@
+import platform
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
@@ -224,6 +225,7 @@ def test_profile_and_links_of_an_emulated_testbed(open_local: OpenLocal) -> None
     assert (device.slowdown, edge.slowdown) == (4, 2)
     assert device.layers[0].forward.per_sample_s == pytest.approx(2 * edge.layers[0].forward.per_sample_s)
     assert device.measurement is not None
+    assert device.measurement.memory_kept == (platform.libc_ver()[0] == "glibc")
     assert {(point.step, point.samples) for point in device.measurement.points} == {
         ("forward", 1), ("forward", 4), ("backward", 1), ("backward", 4), ("update", 0)
     }  # fmt: skip

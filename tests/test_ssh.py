@@ -55,14 +55,16 @@ def test_the_command_has_what_the_settings_say() -> None:
     )
     assert command_on(settings, settings.workers["device"], "-m", "hiertrain.worker") == (
         *(*ssh, "--", "pi"),
-        "exec env GLOO_SOCKET_IFNAME=eth0 PYTHONSAFEPATH=1 PYTHONPATH=copy env/bin/python -m hiertrain.worker",
+        "exec env GLOO_SOCKET_IFNAME=eth0 PYTHONSAFEPATH=1 MALLOC_MMAP_THRESHOLD_=2147483648 "
+        "MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864 PYTHONPATH=copy "
+        "sh -c 'exec \"$@\"' sh env/bin/python -m hiertrain.worker",
     )
     assert copy_command(settings, settings.workers["device"], "~/copy")[-3:] == ("--", str(PACKAGE), "pi:copy/")
 
 
 def test_a_remote_shell_sees_words_only(tmp_path: Path) -> None:
     bait = tmp_path / "bait"
-    python = tmp_path / f'it\'s $(touch {bait.name}) "here"; ls\n&'
+    python = tmp_path / f'it\'s=é $(touch {bait.name}) "here"; ls\n&'
     python.write_text('#!/bin/sh\nprintf "%s|" "$PYTHONPATH" "$GLOO_SOCKET_IFNAME" "$@"\n')
     python.chmod(0o755)
     settings = one_worker(python=str(python), folder="a b;'c'", interface="`id`")
@@ -278,7 +280,7 @@ def test_other_reasons_why_a_machine_cannot_be_used(machines: Machines, tmp_path
     }
     problems = find_problems(machines.settings(**changes))
     assert [problem.partition(": ")[2] for problem in problems] == [
-        "its Python does not run: env: 'python3.99': No such file or directory",
+        "its Python does not run: sh: 1: exec: python3.99: not found",
         "prints 'Welcome' when a command is run; its login shell must print nothing of its own",
         "the check ended with status 3: out of order",
     ]

@@ -1,11 +1,14 @@
 """What every kind of testbed has: rules of its settings, the label of its times, and errors that name a worker."""
 
+import platform
+import subprocess
 import sys
 
 import pytest
 
 from hiertrain.jobs import BEAT_S, ModelSettings, ProfileJob
 from hiertrain.network import Link
+from hiertrain.testbeds import find_testbed, hosts_of
 from hiertrain.testbeds.base import Host, Testbed, WorkerError
 from hiertrain.testbeds.settings import (
     AnySettings,
@@ -73,6 +76,24 @@ def test_silence_is_longer_than_a_few_beats() -> None:
     with pytest.raises(ValueError, match=r"timeout_s\n.*greater than or equal to"):
         LocalSettings(data_holder="a", workers=workers, timeout_s=3 * BEAT_S)
     LocalSettings(data_holder="a", workers=workers, timeout_s=4 * BEAT_S)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can keep memory")
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kind", ["local", pytest.param("netns", marks=pytest.mark.netns)])
+def test_every_worker_keeps_its_memory_unless_the_settings_say_otherwise(
+    monkeypatch: pytest.MonkeyPatch, kind: str, kept: bool
+) -> None:
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")  # the user's own
+    settings = find_testbed(kind).model_copy(update={"memory_kept": kept})
+    with hosts_of(settings) as hosts:
+        for host in hosts.values():
+            *python, _, _ = host.command  # instead of -m hiertrain.worker
+            command = [*python, "-c", "from hiertrain import memory; print(memory.is_kept())"]
+            printed = subprocess.run(command, env=host.environment, capture_output=True, text=True, check=True).stdout
+            assert printed == f"{kept}\n"
+            assert host.environment is not None
+            assert ("MALLOC_TOP_PAD_" in host.environment) == kept
 
 
 def fake_testbed(**programs: str) -> Testbed:

@@ -30,7 +30,7 @@ def open_testbed(settings: AnySettings) -> Iterator[Testbed]:
 
     Raises InputError when this machine lacks what the testbed needs, WorkerError when a worker does not start.
     """
-    with _hosts(settings) as hosts, Testbed(settings, hosts) as testbed:
+    with hosts_of(settings) as hosts, Testbed(settings, hosts) as testbed:
         yield testbed
 
 
@@ -53,7 +53,8 @@ def changing_testbed() -> Iterator[Callable[[AnySettings], Testbed]]:
         yield testbed_at
 
 
-def _hosts(settings: AnySettings) -> AbstractContextManager[Mapping[str, Host]]:
+def hosts_of(settings: AnySettings) -> AbstractContextManager[Mapping[str, Host]]:
+    """How each worker of the testbed that ``settings`` describe is reached. Raises InputError as ``open_testbed``."""
     match settings:
         case LocalSettings():
             return local_hosts(settings)

@@ -51,6 +51,7 @@ class Host:
 
     command: Sequence[str]  # starts ``python -m hiertrain.worker`` there, its arguments still missing
     address: str  # that the other workers reach
+    environment: Mapping[str, str] | None = None  # of the command; None: this process's own
     shape: Callable[[Sequence[Link]], None] = lambda _: None  # gives its links other rates, where the kernel has them
 
 
@@ -187,6 +188,7 @@ class Testbed:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            env=host.environment,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which closes the session
         )
         self._workers[name] = _Worker(process, log)

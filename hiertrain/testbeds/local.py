@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from hiertrain.memory import worker_environment
 from hiertrain.testbeds.base import Host
 from hiertrain.testbeds.settings import LocalSettings
 
@@ -18,5 +19,6 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 @contextmanager
 def local_hosts(settings: LocalSettings) -> Iterator[Mapping[str, Host]]:
     """One host per worker: this machine."""
-    command = ("env", f"GLOO_SOCKET_IFNAME={LOOPBACK}", sys.executable, "-m", "hiertrain.worker")
-    yield {name: Host(command, ADDRESS) for name in settings.workers}
+    command = (sys.executable, "-m", "hiertrain.worker")
+    environment = {**worker_environment(settings.memory_kept), "GLOO_SOCKET_IFNAME": LOOPBACK}
+    yield {name: Host(command, ADDRESS, environment) for name in settings.workers}

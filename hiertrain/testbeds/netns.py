@@ -23,6 +23,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
 
+from hiertrain.memory import worker_environment
 from hiertrain.network import Link
 from hiertrain.testbeds.base import Host
 from hiertrain.testbeds.settings import NetnsSettings
@@ -67,12 +68,15 @@ def netns_hosts(settings: NetnsSettings) -> Iterator[Mapping[str, Host]]:
     quotas = {name: worker.cpu_quota for name, worker in settings.workers.items() if worker.cpu_quota is not None}
     controller = cpu_controller(MOUNTS.read_text()) if quotas and MOUNTS.exists() else None
     _require([*missing(), *(["a mounted cpu controller (for cpu_quota)"] if quotas and not controller else [])])
-    worker = ("env", f"GLOO_SOCKET_IFNAME={INTERFACE}", sys.executable, "-m", "hiertrain.worker")
+    worker = (sys.executable, "-m", "hiertrain.worker")
+    environment = {**worker_environment(settings.memory_kept), "GLOO_SOCKET_IFNAME": INTERFACE}
     with ExitStack() as stack:
         hosts = stack.enter_context(namespaces(tuple(settings.workers), settings.links))
         limit = {name: stack.enter_context(cpu_group(controller, n)) for name, n in quotas.items() if controller}
         yield {
-            name: Host((*limit.get(name, ()), *host.enter, *worker), host.address, partial(shape, hosts, name))
+            name: Host(
+                (*limit.get(name, ()), *host.enter, *worker), host.address, environment, partial(shape, hosts, name)
+            )
             for name, host in hosts.items()
         }
 

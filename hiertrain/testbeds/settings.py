@@ -82,6 +82,7 @@ class _TestbedSettings(Value, Generic[W]):
     workers: Mapping[str, W] = Field(min_length=1)
     # A worker or a link without a sign of life for so long counts as lost; a busy machine may miss a few beats.
     timeout_s: float = Field(default=8.0, ge=4 * BEAT_S)
+    memory_kept: bool = True  # see the module ``memory``; False: as a plain script is run, to compare with
 
     @model_validator(mode="after")
     def _data_holder_is_a_worker(self) -> "_TestbedSettings[W]":

@@ -21,6 +21,7 @@ from typing import IO, TypeVar
 
 from pydantic import PositiveInt, ValidationError
 
+from hiertrain.memory import KEPT
 from hiertrain.testbeds import preflight
 from hiertrain.testbeds.base import Host
 from hiertrain.testbeds.settings import SshSettings, SshWorker
@@ -116,10 +117,14 @@ def command_on(settings: SshSettings, worker: SshWorker, *arguments: str) -> tup
     """What runs the worker's Python with the arguments on its machine. The remote shell sees quoted words only."""
     # The home folder, where ssh starts, may hold a checkout that would hide the installed package of the same name.
     environment = {"GLOO_SOCKET_IFNAME": worker.interface, "PYTHONSAFEPATH": "1"}
+    if settings.memory_kept:
+        environment |= KEPT
     if worker.folder:
         environment["PYTHONPATH"] = _remote_path(worker.folder)
-    words = ["exec", "env", *(f"{name}={value}" for name, value in environment.items()), _remote_path(worker.python)]
-    return (*ssh_command(settings, worker), "--", worker.host, shlex.join([*words, *arguments]))
+    assignments = [f"{name}={value}" for name, value in environment.items()]
+    # env would take an interpreter below a folder named a=b for one more of them.
+    words = ["exec", "env", *assignments, "sh", "-c", 'exec "$@"', "sh", _remote_path(worker.python), *arguments]
+    return (*ssh_command(settings, worker), "--", worker.host, shlex.join(words))
 
 
 def copy_command(settings: SshSettings, worker: SshWorker, folder: str) -> tuple[str, ...]:
