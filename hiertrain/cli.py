@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(note, file=sys.stderr)
         print(f"hiertrain: failed: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("hiertrain: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"hiertrain: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

@@ -29,7 +29,7 @@ from hiertrain import files
 from hiertrain.parameters import Job, check_known, prepare
 from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
 from hiertrain.records import Environment, environment_record, package_versions
-from hiertrain.values import InputError, RunError, Value
+from hiertrain.values import ON_DEMAND, InputError, RunError, Value
 
 MISSING = "missing"  # stands for the digest of a file that is not there
 
@@ -209,6 +209,8 @@ def _execute(job: Job, bar: tqdm) -> None:
     except PapermillExecutionError as error:
         at += 2  # papermill has put one note at the top and one above the failing cell
         last_lines = strip_color("\n".join(error.traceback)).splitlines()[-8:]
+        if last_lines[-1:] == [ON_DEMAND]:  # the message, which says all, and stands before them
+            last_lines = []
         raise failure("\n    ".join([f"{error.ename}: {error.evalue}", *last_lines])) from None
     except RuntimeError as error:  # nbclient's, when the kernel is gone or never came up
         raise failure(f"the kernel died: {error}") from None

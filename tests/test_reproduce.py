@@ -20,7 +20,7 @@ from hiertrain import files
 from hiertrain.cli import main
 from hiertrain.parameters import prepare
 from hiertrain.reproduce import NotebookError, NotebookRecord, Outcome, _fingerprint, reproduce
-from hiertrain.values import InputError
+from hiertrain.values import ON_DEMAND, InputError
 
 PARAMETERS = (
     'run: str = "none"  # folder\nfactor: int = 1  # times\nnames: list[str] = ["x"]  # names\nbare = 1  # no type'
@@ -150,6 +150,19 @@ def test_an_error_names_notebook_and_cell_and_leaves_no_success(bench):
     copy = nbformat.read(bench.run / "notebooks" / "01-first.failed.ipynb", as_version=4)
     number = int(str(e.value).split("cell ")[1].split()[0])
     assert copy.cells[number - 1].source.startswith("# what is wrong")
+
+
+def test_an_error_of_one_line_is_shown_as_one_line_and_the_rest_on_demand(bench):
+    fail = "from hiertrain import files; files.load(int, 'none.json')"
+    bench.notebook("01-first", f'_ = get_ipython().run_cell("{fail}"); get_ipython().run_line_magic("tb", "")')
+    bench.parameters(**{"01_first": {"outputs": ["a.txt"]}})
+    message = "InputError: none.json: No such file or directory"
+    with pytest.raises(NotebookError, match=rf"{message}\nthe executed copy is \S+$"):
+        bench.reproduce()
+    cells = nbformat.read(bench.run / "notebooks" / "01-first.failed.ipynb", as_version=4).cells
+    alone, whole = (output.traceback for output in cells[-1].outputs)
+    assert alone == [message, ON_DEMAND]
+    assert "raise InputError" in "".join(whole)
 
 
 def test_a_dead_kernel_names_the_cell(bench):

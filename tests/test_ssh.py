@@ -257,7 +257,7 @@ def test_everything_that_is_wrong_is_named_at_once(machines: Machines, tmp_path:
     with pytest.raises(InputError) as caught, open_testbed(machines.settings(**changes)):
         pass
     message = str(caught.value)
-    assert message.split("; worker ") == [
+    assert message.split("\nworker ") == [
         f"worker device on host to-device: interface 'wlan7' does not exist or has no IPv4 address; "
         f"there are lo (127.0.0.1), {INTERFACE} ({machines.hosts['device'].address})",
         f"device on host to-device: python '{tmp_path}/old' is version 3.9.2; must be at least 3.11",

@@ -3,12 +3,14 @@
 import platform
 import subprocess
 import sys
+from contextlib import ExitStack, nullcontext
 
 import pytest
 
+from hiertrain import testbeds
 from hiertrain.jobs import BEAT_S, ModelSettings, ProfileJob
 from hiertrain.network import Link
-from hiertrain.testbeds import find_testbed, hosts_of
+from hiertrain.testbeds import find_testbed, hosts_of, open_testbed
 from hiertrain.testbeds.base import Host, Testbed, WorkerError
 from hiertrain.testbeds.settings import (
     AnySettings,
@@ -20,7 +22,7 @@ from hiertrain.testbeds.settings import (
     WorkerSettings,
     kind_of_times,
 )
-from hiertrain.values import InputError
+from hiertrain.values import InputError, Interrupted
 
 LINK = Link(source="a", target="b", bandwidth_mbps=8, latency_ms=0)
 JOB = ProfileJob(
@@ -142,3 +144,14 @@ def test_a_pipe_of_the_callers_is_no_workers_fault() -> None:
         with pytest.raises(BrokenPipeError):
             testbed.run({"a": JOB}, on_event=show)
         assert testbed._workers["a"].process.poll() is not None
+
+
+def test_an_interrupt_says_that_all_workers_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = dict.fromkeys(("a", "b"), Host([sys.executable, "-c", ALIVE], "127.0.0.1"))
+    monkeypatch.setattr(testbeds, "hosts_of", lambda _: nullcontext(hosts))
+    settings = LocalSettings(data_holder="a", workers=dict.fromkeys(hosts, WorkerSettings()))
+    with ExitStack() as stack:
+        workers = stack.enter_context(open_testbed(settings))._workers
+        with pytest.raises(Interrupted, match=r"^interrupted; all workers have ended$"):
+            stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert all(worker.process.poll() is not None for worker in workers.values())

@@ -9,6 +9,7 @@ from hiertrain.testbeds.local import local_hosts
 from hiertrain.testbeds.netns import missing, netns_hosts
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, SshSettings, load_testbed
 from hiertrain.testbeds.ssh import ssh_hosts
+from hiertrain.values import Interrupted
 
 AUTOMATIC = "auto"
 
@@ -28,10 +29,14 @@ def find_testbed(name: str) -> AnySettings:
 def open_testbed(settings: AnySettings) -> Iterator[Testbed]:
     """A session on the testbed that ``settings`` describe: its workers run until the end of the ``with`` block.
 
-    Raises InputError when this machine lacks what the testbed needs, WorkerError when a worker does not start.
+    Raises InputError when this machine lacks what the testbed needs, WorkerError when a worker does not start, and
+    Interrupted for a KeyboardInterrupt, when all has ended.
     """
-    with hosts_of(settings) as hosts, Testbed(settings, hosts) as testbed:
-        yield testbed
+    try:
+        with hosts_of(settings) as hosts, Testbed(settings, hosts) as testbed:
+            yield testbed
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; all workers have ended") from None
 
 
 @contextmanager

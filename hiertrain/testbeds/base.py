@@ -246,7 +246,7 @@ class Testbed:
                     waiting.discard(name)
         if failures:
             others = [f"worker {name} was{where[name]}" for name in sorted(waiting) if where[name]]
-            error = WorkerError("; ".join([*failures, *others]))
+            error = WorkerError("\n".join([*failures, *others]))
             for note in notes:
                 error.add_note(note)
             raise error

@@ -41,11 +41,12 @@ PACKAGE = Path(preflight.__file__).parent.parent
 def ssh_hosts(settings: SshSettings) -> Iterator[Mapping[str, Host]]:
     """One host per worker.
 
-    Raises InputError that names everything that a machine lacks, after the package was copied where that is asked for.
+    Raises InputError that names everything that a machine lacks, one per line, after the package was copied where that
+    is asked for.
     """
     problems = find_problems(settings)
     if problems:
-        raise InputError("; ".join(problems))
+        raise InputError("\n".join(problems))
     yield {
         name: Host(command_on(settings, worker, "-m", "hiertrain.worker"), worker.address)
         for name, worker in settings.workers.items()
