@@ -26,6 +26,13 @@ def single_worker_plan(chain: Chain, workers: tuple[str, ...], worker: str, batc
     return Plan(batch_size=batch_size, data_holder=data_holder, workers=parts)
 
 
+def single_worker_plans(problem: Problem) -> dict[str, Plan]:
+    """``single_worker_plan`` of every worker that may compute, by its name; where samples stay, of their holder."""
+    chain, names, holder = problem.profile.chain, tuple(problem.profile.workers), problem.data_holder
+    able = [holder] if problem.samples_stay else problem.workers
+    return {name: single_worker_plan(chain, names, name, problem.batch_size, holder) for name in able}
+
+
 def best_chain(problem: Problem, order: tuple[str, ...]) -> Plan:
     """``jointdnn`` and its kind: the fastest chain of some of the workers, in the given order.
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hiertrain import commands
-from hiertrain.paths import NOTEBOOKS, RESULTS
+from hiertrain.options import BATCH_SIZE, EXECUTIONS, ITERATIONS
+from hiertrain.paths import RESULTS
+from hiertrain.testbeds import AUTOMATIC
 from hiertrain.values import InputError, RunError
-
-LOCAL = NOTEBOOKS / "testbeds" / "local.yml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="hiertrain",
         description="Train one model on a device, an edge server and a cloud at once, each with its own share of the "
         "layers and of the samples. The three stages: profile and links measure, optimize plans, train executes.",
-        epilog="A first run, all three stages on this machine: hiertrain train --model lenet5 --dataset digits",
+        epilog="A first run, all three stages on this machine: hiertrain train --testbed wired",
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -106,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", type=Path, help="profile.json; measured when not given")
     sub.add_argument("--network", type=Path, help="network.json; measured when not given")
     sub.add_argument("--plan", type=Path, help="plan.json or solution.json; optimized when not given")
-    sub.add_argument("--batch-size", type=int, default=64, help="samples per mini-batch over all workers")
-    sub.add_argument("--execution", choices=commands.EXECUTIONS, default="paper", help="how it is executed")
+    _add_batch_size(sub)
+    sub.add_argument("--execution", choices=EXECUTIONS, default="paper", help="how it is executed")
     sub.add_argument("--no-reference", action="store_true", help="do not train on a single process for comparison")
     sub.add_argument("--output", type=Path, default=RESULTS / "train", help="the folder that gets the record")
 
@@ -158,7 +158,7 @@ def _add_dataset(parser: argparse.ArgumentParser, default: str | None, summary: 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_dataset(parser, "digits", "digits, fashion-mnist, cifar10 or synthetic")
-    parser.add_argument("--iterations", type=int, help="mini-batches to train; one epoch when not given")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="mini-batches to train")
     parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="the optimizer at the root")
     parser.add_argument("--learning-rate", type=float, default=0.02, help="its learning rate")
     parser.add_argument("--momentum", type=float, default=0.9, help="of SGD; Adam ignores it")
@@ -166,18 +166,25 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_testbed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--testbed", type=Path, default=LOCAL, help="a testbed file: where the workers run")
+    parser.add_argument(
+        "--testbed",
+        default=AUTOMATIC,
+        help="where the workers run: the path of a testbed file, or the name of one in notebooks/testbeds, such as "
+        "local; auto: netns where this machine allows it, else local",
+    )
 
 
 def _add_problem(parser: argparse.ArgumentParser, batch_size: bool = True) -> None:
     parser.add_argument("--profile", type=Path, required=True, help="profile.json: times and sizes of the layers")
     parser.add_argument("--network", type=Path, required=True, help="network.json: the links")
-    parser.add_argument(
-        "--execution", choices=commands.EXECUTIONS, default="paper", help="how an iteration is executed"
-    )
+    parser.add_argument("--execution", choices=EXECUTIONS, default="paper", help="how an iteration is executed")
     if batch_size:
-        parser.add_argument("--batch-size", type=int, default=64, help="samples per mini-batch over all workers")
+        _add_batch_size(parser)
         parser.add_argument("--data-holder", default="device", help="the worker that has the raw samples")
+
+
+def _add_batch_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="samples per mini-batch over all workers")
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +195,11 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples-stay", action="store_true", help="raw samples must not leave the data holder")
     parser.add_argument(
-        "--memory-limit", action="append", default=[], metavar="WORKER=BYTES", help="the most that a worker may hold"
+        "--memory-limit",
+        action="append",
+        default=[],
+        metavar="WORKER=SIZE",
+        help="the most that a worker may hold, such as device=200MB; give it once per worker",
     )
     parser.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="seconds until the search gives up")
     parser.add_argument("--seed", type=int, default=0, help="of the search, the initial weights and the sample order")

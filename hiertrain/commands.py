@@ -5,34 +5,44 @@ itself, so that plans do not wait for PyTorch.
 """
 
 import argparse
-import math
-from collections.abc import Collection
-from pathlib import Path
+import statistics
 from typing import TYPE_CHECKING
 
 from hiertrain import files
+from hiertrain.baselines import single_worker_plans
+from hiertrain.chain import Chain
 from hiertrain.cost import iteration_s
-from hiertrain.jobs import Jobs, Machine, ModelSettings, OptimizerSettings, Training
+from hiertrain.jobs import Jobs, Machine, ModelSettings, Training
 from hiertrain.memory import KEPT
 from hiertrain.network import Network
-from hiertrain.plan import Execution, Plan, Problem
+from hiertrain.options import (
+    BATCH_SIZE,
+    EXECUTIONS,
+    check_search,
+    check_time_limit,
+    given_plan,
+    load_plan,
+    search_problem,
+    training_of,
+)
+from hiertrain.plan import Plan, Problem
 from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, dry_run, simulate
 from hiertrain.solution import Solution
-from hiertrain.testbeds import open_testbed
-from hiertrain.testbeds.settings import LocalSettings, WorkerSettings, kind_of_times, load_testbed
+from hiertrain.summary import Times, plan_lines, verdict
+from hiertrain.testbeds import find_testbed, open_testbed
+from hiertrain.testbeds.settings import LocalSettings, WorkerSettings, kind_of_times
 from hiertrain.values import InputError
 
 if TYPE_CHECKING:
     from hiertrain.datasets import Dataset
+    from hiertrain.testbeds.base import Testbed
+    from hiertrain.training import TrainingRun
 
+ALONE_S = 2.0  # for about so long every worker that could be the best one trains alone
+ALONE_AT_MOST = 2.0  # times the predicted time of the best one alone; slower workers need not be tried
 # Mini-batches whose losses are compared with those of one process, before training amplifies rounding.
 COMPARED = 10
-EXECUTIONS = {
-    "paper": Execution.paper(),
-    "paper-float32": Execution(sample_encoding="float32"),
-    "jalad": Execution(activation_encoding="uint8"),
-}
 
 
 def run_profile(options: argparse.Namespace) -> None:
@@ -41,8 +51,8 @@ def run_profile(options: argparse.Namespace) -> None:
     from hiertrain.models import build_model
     from hiertrain.stages import measure_layers
 
-    settings = load_testbed(options.testbed)
-    _check_time_limit(options)
+    settings = find_testbed(options.testbed)
+    check_time_limit(options)
     model = ModelSettings(name=options.model)
     if options.dataset:
         dataset = load_dataset(options.dataset, options.data)
@@ -53,9 +63,9 @@ def run_profile(options: argparse.Namespace) -> None:
         kind = kind_of_times(settings)
         profile = measure_layers(testbed, model, time_limit_s=options.time_limit)
     files.save(profile, options.output)
-    print(f"{profile.model}: {depth} layers; one mini-batch of 64 on one worker ({kind}):")
+    print(f"{profile.model}: {depth} layers; one mini-batch of {BATCH_SIZE} on one worker ({kind}):")
     for name, worker in profile.workers.items():
-        forward_s, backward_s = worker.forward_s(1, depth, 64), worker.backward_s(1, depth, 64)
+        forward_s, backward_s = worker.forward_s(1, depth, BATCH_SIZE), worker.backward_s(1, depth, BATCH_SIZE)
         print(
             f"  {name:10} forward {forward_s * 1e3:8.2f} ms   backward {backward_s * 1e3:8.2f} ms   "
             f"update {worker.update_s * 1e3:6.2f} ms"
@@ -69,7 +79,7 @@ def run_links(options: argparse.Namespace) -> None:
     """Stage 1b: measure every link; write network.json."""
     from hiertrain.stages import measure_links
 
-    settings = load_testbed(options.testbed)
+    settings = find_testbed(options.testbed)
     files.check_output(options.output)
     with open_testbed(settings) as testbed:
         network = measure_links(testbed)
@@ -86,7 +96,8 @@ def run_optimize(options: argparse.Namespace) -> None:
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
     if options.output:
         files.check_output(options.output)
-    solution = _search(options, profile, network, options.data_holder, EXECUTIONS[options.execution])
+    execution = EXECUTIONS[options.execution]
+    solution = _search(options, search_problem(options, profile, network, options.data_holder, execution))
     if options.output:
         files.save(solution, options.output)
         print(f"written: {options.output}")
@@ -96,10 +107,10 @@ def run_predict(options: argparse.Namespace) -> None:
     """Print a plan's predicted timeline and time."""
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
     execution = EXECUTIONS[options.execution]
-    plan = _load_plan(options.plan, execution)
+    plan = load_plan(options.plan, execution)
     problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
     timeline = simulate(compile_plan(plan, profile.chain, execution), profile, network)
-    _print_plan(plan)
+    _print_plan(plan, profile.chain)
     for span in sorted(timeline.spans, key=lambda span: (span.start_s, span.end_s)):
         print(f"  {span.start_s * 1e3:10.3f} .. {span.end_s * 1e3:10.3f} ms  {span.worker:10} {span.action}")
     print(f"predicted: {iteration_s(problem, plan) * 1e3:.3f} ms per iteration")
@@ -113,7 +124,6 @@ def run_train(options: argparse.Namespace) -> None:
     from hiertrain.models import build_model
     from hiertrain.quantization import quantized_layers
     from hiertrain.records import recorded, save_record
-    from hiertrain.reference import train_on_one_process
     from hiertrain.stages import (
         accuracy,
         check_profile,
@@ -125,11 +135,11 @@ def run_train(options: argparse.Namespace) -> None:
     )
 
     # All that is given is checked before anything is measured.
-    settings = load_testbed(options.testbed)
-    plan, execution = _given_plan(options, settings.data_holder)
-    _check_search(options, settings.workers)
+    settings = find_testbed(options.testbed)
+    plan, execution = given_plan(options, settings.data_holder)
+    check_search(options, settings.workers)
     dataset = load_dataset(options.dataset, options.data)
-    training = _training(options, dataset, plan.batch_size if plan else options.batch_size)
+    training = training_of(options, dataset, plan.batch_size if plan else options.batch_size)
     chain = build_model(**dict(training.model)).chain
     profile = files.load(Profile, options.profile) if options.profile else None
     network = files.load(Network, options.network) if options.network else None
@@ -143,39 +153,78 @@ def run_train(options: argparse.Namespace) -> None:
     with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)
-        plan = plan or _search(options, profile, network, settings.data_holder, execution).plan
-        problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
+        problem = search_problem(options, profile, network, settings.data_holder, execution, plan)
+        plan = plan or _search(options, problem).plan
         run = train(testbed, problem, plan, training)
-    predicted_s, kind = iteration_s(problem, plan), kind_of_times(settings)
-    low, median, high = np.quantile(run.iteration_s, [0.25, 0.5, 0.75]) * 1e3
+        alone = _train_alone(testbed, problem, plan, training)
+    kind = kind_of_times(settings)
+    times = Times(iteration_s(problem, plan), statistics.median(run.iteration_s))
+    low_s, high_s = np.quantile(run.iteration_s, [0.25, 0.75])
     print(
-        f"{kind}: {median:.2f} ms per iteration (quartiles {low:.2f} and {high:.2f} over {training.iterations}); "
-        f"predicted: {predicted_s * 1e3:.2f} ms"
+        f"{kind}: {times.observed_s * 1e3:.2f} ms per iteration (quartiles {low_s * 1e3:.2f} and {high_s * 1e3:.2f} "
+        f"over {training.iterations}); predicted: {times.predicted_s * 1e3:.2f} ms"
     )
     results = {
         "kind": kind,
-        "accuracy": accuracy(trained_model(training, run.snapshots[training.iterations], dataset), dataset),
-        "predicted_iteration_s": predicted_s,
+        "predicted_iteration_s": times.predicted_s,
         "iteration_s": run.iteration_s,
+        "alone": {name: worker._asdict() for name, worker in alone.items()},
         "late_share": run.late_share,
         "clock_error_s": run.clock_error_s,
         "losses": run.losses,
         "last_timeline": run.timeline(training.iterations - 1),
     }
+    results["accuracy"] = accuracy(trained_model(training, run.snapshots[training.iterations], dataset), dataset)
     print(f"test accuracy, trained on {', '.join(plan.participants)}: {results['accuracy']:.4f}")
     if not options.no_reference:
-        reference = train_on_one_process(training, dataset)
-        single = trained_model(training, reference.snapshots[training.iterations], dataset)
-        results["single_process_accuracy"] = accuracy(single, dataset)
-        results["largest_loss_difference"] = np.abs(np.subtract(run.losses, reference.losses))[:COMPARED].max()
-        print(f"test accuracy, trained in one process: {results['single_process_accuracy']:.4f}")
-        difference = results["largest_loss_difference"]
-        print(f"losses of the first {COMPARED} mini-batches differ by at most {difference:.1e}; later, rounding grows")
+        results |= _results_of_one_process(training, dataset, run)
     inexact_layers = chain.inexact_layers + quantized_layers(plan, chain, execution)
     if inexact_layers:
         print(f"not exact by nature, because of {'; '.join(inexact_layers)}")
     parameters |= {"plan": plan, "network": network, "inexact_layers": inexact_layers}
     print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
+    learnt = results["accuracy"], results.get("single_process_accuracy")
+    print(verdict(plan, kind, times, alone, *learnt))
+
+
+def _results_of_one_process(training: Training, dataset: "Dataset", run: "TrainingRun") -> dict[str, float]:
+    """Train in one process, print what came of it, and return what a record keeps of it."""
+    from hiertrain.reference import train_on_one_process
+    from hiertrain.stages import accuracy, trained_model
+
+    reference = train_on_one_process(training, dataset)
+    single = trained_model(training, reference.snapshots[training.iterations], dataset)
+    results = {
+        "single_process_accuracy": accuracy(single, dataset),
+        "largest_loss_difference": max(
+            abs(a - b) for a, b in zip(run.losses[:COMPARED], reference.losses[:COMPARED], strict=True)
+        ),
+    }
+    print(f"test accuracy, trained in one process: {results['single_process_accuracy']:.4f}")
+    difference = results["largest_loss_difference"]
+    print(f"losses of the first {COMPARED} mini-batches differ by at most {difference:.1e}; later, rounding grows")
+    return results
+
+
+def _train_alone(testbed: "Testbed", problem: Problem, plan: Plan, training: Training) -> dict[str, Times]:
+    """Times of single workers that do everything: of the one predicted to be the best, and near ones.
+
+    None are tried where the plan itself is one worker's.
+    """
+    from hiertrain.stages import iterations_within, train
+
+    if sum(map(plan.active, plan.workers)) == 1:
+        return {}
+    plans = single_worker_plans(problem)
+    predicted_s = {name: iteration_s(problem, alone) for name, alone in plans.items()}
+    times = {}
+    for name, alone in plans.items():
+        if predicted_s[name] <= ALONE_AT_MOST * min(predicted_s.values()):
+            iterations = iterations_within(ALONE_S, predicted_s[name], least=3)
+            short = training.model_copy(update={"iterations": iterations, "snapshot_every": iterations})
+            run = train(testbed, problem, alone, short)
+            times[name] = Times(predicted_s[name], statistics.median(run.iteration_s[1:]))
+    return times
 
 
 def run_jobs(options: argparse.Namespace) -> None:
@@ -187,9 +236,9 @@ def run_jobs(options: argparse.Namespace) -> None:
     files.check_output(options.output)
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
     execution = EXECUTIONS[options.execution]
-    plan = _load_plan(options.plan, execution)
+    plan = load_plan(options.plan, execution)
     problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
-    training = _training(options, load_dataset(options.dataset, options.data), plan.batch_size)
+    training = training_of(options, load_dataset(options.dataset, options.data), plan.batch_size)
     chain = build_model(**dict(training.model)).chain
     machines = {name: _machine(profile, name) for name in plan.participants}
     unpaced = LocalSettings(data_holder=plan.data_holder, workers=dict.fromkeys(profile.workers, WorkerSettings()))
@@ -200,7 +249,7 @@ def run_jobs(options: argparse.Namespace) -> None:
     content = {"training": training, "plan": plan, "execution": execution, "workers": machines}
     limits = {"timeout_s": 3 * predicted_s + options.timeout, "silence_s": options.timeout}
     files.save(files.parse(Jobs, content | limits, "jobs"), options.output)
-    _print_plan(plan)
+    _print_plan(plan, chain)
     print(f"predicted: {predicted_s * 1e3:.3f} ms per iteration")
     print(f"written: {options.output}; copy it to every machine, and start there:")
     kept = " ".join(f"{name}={value}" for name, value in KEPT.items())
@@ -223,39 +272,6 @@ def _machine(profile: Profile, name: str) -> Machine:
     if worker.measurement is None:
         raise InputError(f"profile: worker {name!r} has no measurement, which says how many threads it computes with")
     return Machine(threads=worker.measurement.threads, accelerator=worker.measurement.accelerator)
-
-
-def _given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | None, Execution]:
-    """The plan of ``--plan``, if any, and the execution. Raises InputError where options need it or are useless."""
-    execution = EXECUTIONS[options.execution]
-    if options.plan is None:
-        if execution.activation_encoding != "float32":
-            raise InputError(f"--execution {options.execution}: needs --plan; the solver knows no 8-bit activations")
-        return None, execution
-    search = {"--root": options.root, "--exclude": options.exclude, "--memory-limit": options.memory_limit}
-    search |= {"--samples-stay": options.samples_stay, "--shape": options.shape != "tree"}
-    useless = [name for name, value in search.items() if value]
-    if useless:
-        raise InputError(f"{useless[0]}: has no effect with --plan, which is not searched for")
-    plan = _load_plan(options.plan, execution)
-    if plan.data_holder != data_holder:
-        raise InputError(f"{options.plan}: data holder {plan.data_holder!r}; the testbed's is {data_holder!r}")
-    return plan, execution
-
-
-def _check_time_limit(options: argparse.Namespace) -> None:
-    """Raise InputError for a time limit that is none."""
-    if not 0 < options.time_limit < math.inf:
-        raise InputError(f"time limit {options.time_limit:g} s: must be a positive number")
-
-
-def _check_search(options: argparse.Namespace, workers: Collection[str]) -> None:
-    """Raise InputError for options of the search that name no worker of the testbed, or limit nothing."""
-    _check_time_limit(options)
-    limited = [_memory_limit(text)[0] for text in options.memory_limit]
-    for name in (*options.exclude, *limited, *([options.root] if options.root else [])):
-        if name not in workers:
-            raise InputError(f"worker {name!r} is not in the testbed; it has {', '.join(workers)}")
 
 
 def run_reproduce(options: argparse.Namespace) -> None:
@@ -282,40 +298,12 @@ def run_publish(options: argparse.Namespace) -> None:
     print(f"reference: {publish(options.run)}; README.md has its numbers")
 
 
-def _load_plan(path: Path, execution: Execution) -> Plan:
-    """A plan, from a plan file or from the solution file of the same execution."""
-    try:
-        return files.load(Plan, path)
-    except InputError as error:
-        try:
-            solution = files.load(Solution, path)
-        except InputError:
-            raise error from None
-    if solution.settings.execution != execution:
-        found = next((name for name, known in EXECUTIONS.items() if known == solution.settings.execution), "another")
-        raise InputError(f"{path}: was optimized with the execution {found!r}; give the same --execution")
-    return solution.plan
-
-
-def _search(
-    options: argparse.Namespace, profile: Profile, network: Network, data_holder: str, execution: Execution
-) -> Solution:
-    """Optimize under the constraints of the command line, and print the plan."""
+def _search(options: argparse.Namespace, problem: Problem) -> Solution:
+    """Optimize, and print the plan."""
     from hiertrain.scheduling import optimize
 
-    problem = Problem(
-        profile,
-        network,
-        options.batch_size,
-        data_holder,
-        execution,
-        excluded=frozenset(options.exclude),
-        root=options.root,
-        samples_stay=options.samples_stay,
-        memory_limit_bytes=dict(_memory_limit(text) for text in options.memory_limit),
-    )
     solution = optimize(problem, shape=options.shape, time_limit_s=options.time_limit, seed=options.seed)
-    _print_plan(solution.plan)
+    _print_plan(solution.plan, problem.profile.chain)
     print(
         f"predicted: {solution.objective_s * 1e3:.3f} ms per iteration; "
         f"proven bound: {solution.bound_s * 1e3:.3f} ms; status: {solution.status}; solved in {solution.solve_s:.2f} s"
@@ -323,41 +311,5 @@ def _search(
     return solution
 
 
-def _memory_limit(text: str) -> tuple[str, int]:
-    worker, _, limit = text.partition("=")
-    if not limit.isdecimal():
-        raise InputError(f"memory limit {text!r}: must be WORKER=BYTES, such as device=200000000")
-    return worker, int(limit)
-
-
-def _print_plan(plan: Plan) -> None:
-    print(f"plan for {plan.batch_size} samples, held by {plan.data_holder}:")
-    for name, part in plan.workers.items():
-        role = "root" if part.parent is None else f"sends to {part.parent}"
-        work = f"layers 1..{part.depth}, {part.samples} samples, {role}" if plan.active(name) else "does not compute"
-        print(f"  {name:10} {work}")
-
-
-def _training(options: argparse.Namespace, dataset: "Dataset", batch_size: int) -> Training:
-    """What to train, by the options. Raises InputError when they do not fit."""
-    from hiertrain.stages import training_settings
-
-    return training_settings(
-        files.parse(ModelSettings, {"name": options.model, "seed": options.seed}, "model"),
-        dataset,
-        batch_size,
-        iterations=options.iterations,
-        optimizer=_optimizer(options),
-        seed=options.seed,
-        data_folder=options.data,
-    )
-
-
-def _optimizer(options: argparse.Namespace) -> OptimizerSettings:
-    content = {
-        "name": options.optimizer,
-        "learning_rate": options.learning_rate,
-        "momentum": options.momentum if options.optimizer == "sgd" else 0.0,
-        "weight_decay": options.weight_decay,
-    }
-    return files.parse(OptimizerSettings, content, "optimizer")
+def _print_plan(plan: Plan, chain: Chain) -> None:
+    print("\n".join(plan_lines(plan, chain)))

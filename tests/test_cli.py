@@ -9,6 +9,7 @@ import pytest
 from hiertrain import files
 from hiertrain.cli import main
 from hiertrain.network import Network
+from hiertrain.options import BATCH_SIZE, memory_limit
 from hiertrain.profile import Profile
 from hiertrain.records import load_record
 from hiertrain.solution import Solution
@@ -87,12 +88,38 @@ def test_constraints_of_the_command_line_are_honoured(folder: Path, capsys: pyte
     assert main(["optimize", *inputs(folder), *options, "--output", str(output)]) == 0
     plan = files.load(Solution, output).plan
     assert plan.root == "edge"
-    assert plan.workers["device"].samples == 64
+    assert plan.workers["device"].samples == plan.batch_size == BATCH_SIZE
     assert main(["optimize", *inputs(folder), "--exclude", "edge", "--output", str(output)]) == 0
     assert files.load(Solution, output).plan.root == "device"
     capsys.readouterr()
-    assert main(["optimize", *inputs(folder), "--memory-limit", "edge=lots"]) == 2
-    assert "memory limit 'edge=lots': must be WORKER=BYTES" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("edge=12", 12),
+        ("edge=12B", 12),
+        ("edge=1.5kB", 1500),
+        ("edge=200MB", 200_000_000),
+        ("edge=2 GB", 2_000_000_000),
+        ("edge=1KiB", 1024),
+        ("edge=0.5MiB", 524_288),
+        ("edge=3GiB", 3_221_225_472),
+    ],
+)
+def test_a_memory_limit_has_a_unit(text: str, size: int) -> None:
+    assert memory_limit(text) == ("edge", size)
+
+
+@pytest.mark.parametrize("text", ["edge=lots", "edge", "=5MB", "edge=-5MB", "edge=5mb", "edge=1e3", "edge=MB", "a=1=2"])
+def test_what_is_no_memory_limit_is_answered_with_the_units(
+    folder: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    assert main(["optimize", *inputs(folder), "--memory-limit", text]) == 2
+    assert capsys.readouterr().err == (
+        f"hiertrain: error: memory limit {text!r}: must be WORKER=SIZE, such as device=200MB; "
+        "units are B, kB, MB, GB, KiB, MiB, GiB\n"
+    )
 
 
 def test_predict_lists_the_timeline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +204,7 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
         (["--plan", str(folder / "plan.json")], "the root 'edge' has depth 3"),
         (["--execution", "jalad"], "--execution jalad: needs --plan; the solver knows no 8-bit activations"),
         (["--testbed", "/nowhere.yml"], "/nowhere.yml: No such file"),
+        (["--testbed", "lokal"], "testbed 'lokal': must be auto, local, netns, wired, or the path of a testbed file"),
         (["--root", "moon"], "worker 'moon' is not in the testbed; it has device, edge, cloud"),
         (["--exclude", "moon"], "worker 'moon'"),
         (["--memory-limit", "much"], "memory limit 'much'"),

@@ -4,13 +4,14 @@ import platform
 import subprocess
 import sys
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 
 import pytest
 
 from hiertrain import testbeds
 from hiertrain.jobs import BEAT_S, ModelSettings, ProfileJob
 from hiertrain.network import Link
-from hiertrain.testbeds import find_testbed, hosts_of, open_testbed
+from hiertrain.testbeds import find_testbed, hosts_of, known_testbeds, open_testbed
 from hiertrain.testbeds.base import Host, Testbed, WorkerError
 from hiertrain.testbeds.settings import (
     AnySettings,
@@ -21,6 +22,7 @@ from hiertrain.testbeds.settings import (
     SshWorker,
     WorkerSettings,
     kind_of_times,
+    load_testbed,
 )
 from hiertrain.values import InputError, Interrupted
 
@@ -37,6 +39,28 @@ print('{READY}', flush=True)
 for line in sys.stdin:
     print('{{"answer": {{"kind": "beat"}}}}', flush=True)
 """
+
+
+def test_a_testbed_is_found_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(known_testbeds()) == ["local", "netns", "wired"]  # an example is copied first
+    for name, path in known_testbeds().items():
+        assert find_testbed(name) == find_testbed(str(path)) == load_testbed(path)
+    monkeypatch.chdir(tmp_path)
+    Path("own.yml").write_text("{kind: local, data_holder: pi, workers: {pi: {threads: 4}}}")
+    assert find_testbed("own.yml") == find_testbed("./own.yml") == load_testbed("own.yml")
+    with pytest.raises(
+        InputError, match=r"testbed 'own': must be auto, local, netns, wired, or the path of .*own\.yml"
+    ):
+        find_testbed("own")
+
+
+def test_wired_is_the_local_testbed_with_a_wire_from_edge_to_cloud() -> None:
+    local, wired = find_testbed("local"), find_testbed("wired")
+    assert isinstance(local, LocalSettings)
+    assert isinstance(wired, LocalSettings)
+    assert wired.workers == local.workers
+    faster = {frozenset((a.source, a.target)) for a, b in zip(wired.links, local.links, strict=True) if a != b}
+    assert faster == {frozenset(("edge", "cloud"))}
 
 
 def machine(slowdown: float = 1) -> SshWorker:

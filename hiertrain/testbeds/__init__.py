@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 
 from hiertrain.paths import NOTEBOOKS
 from hiertrain.testbeds.base import Host, Testbed
@@ -9,20 +10,33 @@ from hiertrain.testbeds.local import local_hosts
 from hiertrain.testbeds.netns import missing, netns_hosts
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, SshSettings, load_testbed
 from hiertrain.testbeds.ssh import ssh_hosts
-from hiertrain.values import Interrupted
+from hiertrain.values import InputError, Interrupted
 
 AUTOMATIC = "auto"
+SUFFIXES = (".yml", ".yaml")
 
 
 def find_testbed(name: str) -> AnySettings:
-    """The settings of notebooks/testbeds/<name>.yml.
+    """The settings of a testbed file, given by its path, or by its name when it is in notebooks/testbeds.
 
-    ``auto``: of ``netns`` where this machine allows it, else of ``local``, which has the same workers and rates. Raises
-    InputError as ``load_testbed`` does.
+    ``auto``: those of ``netns`` where this machine allows it, else of ``local``, which has the same workers and rates.
+    Raises InputError for an unknown name, with the known ones, and as ``load_testbed`` does.
     """
-    if name == AUTOMATIC:
-        name = "local" if missing() else "netns"
-    return load_testbed(NOTEBOOKS / "testbeds" / f"{name}.yml")
+    if name.endswith(SUFFIXES) or Path(name).name != name:
+        return load_testbed(name)
+    known = known_testbeds()
+    file = ("local" if missing() else "netns") if name == AUTOMATIC else name
+    if file not in known:
+        raise InputError(
+            f"testbed {name!r}: must be {', '.join((AUTOMATIC, *known))}, or the path of a testbed file such as own.yml"
+        )
+    return load_testbed(known[file])
+
+
+def known_testbeds() -> dict[str, Path]:
+    """The files of notebooks/testbeds by the names that ``find_testbed`` takes; examples have to be copied first."""
+    paths = sorted((NOTEBOOKS / "testbeds").glob("*.yml"))
+    return {path.stem: path for path in paths if not path.stem.endswith(".example")}
 
 
 @contextmanager

@@ -1,0 +1,135 @@
+"""What the parsed options of ``hiertrain`` mean: values, checked before any work starts. All raise InputError."""
+
+import argparse
+import math
+import re
+from collections.abc import Collection
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hiertrain import files
+from hiertrain.jobs import ModelSettings, OptimizerSettings, Training
+from hiertrain.network import Network
+from hiertrain.plan import Execution, Plan, Problem
+from hiertrain.profile import Profile
+from hiertrain.solution import Solution
+from hiertrain.values import InputError
+
+if TYPE_CHECKING:
+    from hiertrain.datasets import Dataset
+
+BATCH_SIZE = 128  # samples per mini-batch over all workers, as in the notebooks
+ITERATIONS = 200  # mini-batches after which LeNet-5 has learnt digits
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+EXECUTIONS = {
+    "paper": Execution.paper(),
+    "paper-float32": Execution(sample_encoding="float32"),
+    "jalad": Execution(activation_encoding="uint8"),
+}
+
+
+def given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | None, Execution]:
+    """The plan of ``--plan``, if any, and the execution. Raises InputError where options need it or are useless."""
+    execution = EXECUTIONS[options.execution]
+    if options.plan is None:
+        if execution.activation_encoding != "float32":
+            raise InputError(f"--execution {options.execution}: needs --plan; the solver knows no 8-bit activations")
+        return None, execution
+    search = {"--root": options.root, "--exclude": options.exclude, "--memory-limit": options.memory_limit}
+    search |= {"--samples-stay": options.samples_stay, "--shape": options.shape != "tree"}
+    useless = [name for name, value in search.items() if value]
+    if useless:
+        raise InputError(f"{useless[0]}: has no effect with --plan, which is not searched for")
+    plan = load_plan(options.plan, execution)
+    if plan.data_holder != data_holder:
+        raise InputError(f"{options.plan}: data holder {plan.data_holder!r}; the testbed's is {data_holder!r}")
+    return plan, execution
+
+
+def check_time_limit(options: argparse.Namespace) -> None:
+    """Raise InputError for a time limit that is none."""
+    if not 0 < options.time_limit < math.inf:
+        raise InputError(f"time limit {options.time_limit:g} s: must be a positive number")
+
+
+def check_search(options: argparse.Namespace, workers: Collection[str]) -> None:
+    """Raise InputError for options of the search that name no worker of the testbed, or limit nothing."""
+    check_time_limit(options)
+    limited = [memory_limit(text)[0] for text in options.memory_limit]
+    for name in (*options.exclude, *limited, *([options.root] if options.root else [])):
+        if name not in workers:
+            raise InputError(f"worker {name!r} is not in the testbed; it has {', '.join(workers)}")
+
+
+def load_plan(path: Path, execution: Execution) -> Plan:
+    """A plan, from a plan file or from the solution file of the same execution."""
+    try:
+        return files.load(Plan, path)
+    except InputError as error:
+        try:
+            solution = files.load(Solution, path)
+        except InputError:
+            raise error from None
+    if solution.settings.execution != execution:
+        found = next((name for name, known in EXECUTIONS.items() if known == solution.settings.execution), "another")
+        raise InputError(f"{path}: was optimized with the execution {found!r}; give the same --execution")
+    return solution.plan
+
+
+def search_problem(
+    options: argparse.Namespace,
+    profile: Profile,
+    network: Network,
+    data_holder: str,
+    execution: Execution,
+    plan: Plan | None = None,
+) -> Problem:
+    """The problem under the constraints of the command line; that of ``plan`` where one is given."""
+    return Problem(
+        profile,
+        network,
+        plan.batch_size if plan else options.batch_size,
+        data_holder,
+        execution,
+        excluded=frozenset(options.exclude),
+        root=options.root,
+        samples_stay=options.samples_stay,
+        memory_limit_bytes=dict(memory_limit(text) for text in options.memory_limit),
+    )
+
+
+def memory_limit(text: str) -> tuple[str, int]:
+    """The worker and the bytes of ``WORKER=SIZE``; a size without a unit is in bytes."""
+    found = re.fullmatch(r"([^=]+)=(\d{1,15}(?:\.\d{1,3})?) ?([A-Za-z]*)", text, flags=re.ASCII)
+    if not found or (found[3] or "B") not in UNITS:
+        raise InputError(
+            f"memory limit {text!r}: must be WORKER=SIZE, such as device=200MB; units are {', '.join(UNITS)}"
+        )
+    worker, size, unit = found.groups()
+    return worker, int(Decimal(size) * UNITS[unit or "B"])
+
+
+def training_of(options: argparse.Namespace, dataset: "Dataset", batch_size: int) -> Training:
+    """What to train, by the options. Raises InputError when they do not fit."""
+    from hiertrain.stages import training_settings
+
+    return training_settings(
+        files.parse(ModelSettings, {"name": options.model, "seed": options.seed}, "model"),
+        dataset,
+        batch_size,
+        iterations=options.iterations,
+        optimizer=_optimizer(options),
+        seed=options.seed,
+        data_folder=options.data,
+    )
+
+
+def _optimizer(options: argparse.Namespace) -> OptimizerSettings:
+    content = {
+        "name": options.optimizer,
+        "learning_rate": options.learning_rate,
+        "momentum": options.momentum if options.optimizer == "sgd" else 0.0,
+        "weight_decay": options.weight_decay,
+    }
+    return files.parse(OptimizerSettings, content, "optimizer")

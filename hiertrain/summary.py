@@ -1,0 +1,55 @@
+"""Plans and runs in a few lines, as the command line prints them. Pure; times in seconds, accuracies as fractions."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from hiertrain.chain import Chain
+from hiertrain.plan import Plan
+
+
+def plan_lines(plan: Plan, chain: Chain) -> list[str]:
+    """A headline, then one line per worker: its layers by number and name, its samples and whom it sends to."""
+    lines = [f"plan for {plan.batch_size} samples, held by {plan.data_holder}:"]
+    for name, part in plan.workers.items():
+        work = "does not compute"
+        if plan.active(name):
+            first, last = chain.layers[0].name, chain.layers[part.depth - 1].name
+            layers = f"layer 1 ({first})" if part.depth == 1 else f"layers 1..{part.depth} ({first} .. {last})"
+            role = "root" if part.parent is None else f"sends to {part.parent}"
+            work = f"{layers}, {part.samples} samples, {role}"
+        lines.append(f"  {name:10} {work}")
+    return lines
+
+
+class Times(NamedTuple):
+    """Seconds per iteration of one plan."""
+
+    predicted_s: float
+    observed_s: float  # measured or emulated; the median
+
+
+def verdict(
+    plan: Plan,
+    kind: Literal["measured", "emulated"],
+    times: Times,
+    alone: Mapping[str, Times],
+    accuracy: float,
+    single_accuracy: float | None,
+) -> str:
+    """What the plan was worth, in one line.
+
+    ``alone``: of single workers that do everything, in the same session; none where the plan is one worker's.
+    ``single_accuracy``: after the same training in one process; None where there was none.
+    """
+    learnt = f"accuracy {accuracy:.1%}"
+    if single_accuracy is not None:
+        learnt += f" against {single_accuracy:.1%} in one process"
+    computing = [name for name in plan.workers if plan.active(name)]
+    if len(computing) == 1:
+        return f"verdict: one machine is best here, {computing[0]}; to divide the work would gain nothing; {learnt}"
+    best = min(alone, key=lambda name: alone[name].observed_s)
+    speedup, predicted = alone[best].observed_s / times.observed_s, alone[best].predicted_s / times.predicted_s
+    return (
+        f"verdict: {len(computing)} workers are {speedup:.2f}x as fast as the best single machine, {best} "
+        f"({kind}; predicted: {predicted:.2f}x); {learnt}"
+    )

@@ -1,0 +1,59 @@
+"""What the command line says of plans and runs."""
+
+import pytest
+
+from hiertrain.chain import Chain
+from hiertrain.plan import Assignment, Plan
+from hiertrain.profile import Profile
+from hiertrain.summary import Times, plan_lines, verdict
+from tests.test_cli import PROFILE
+
+CHAIN: Chain = Profile.model_validate(PROFILE).chain  # conv1, fc1, loss
+IDLE = Assignment(parent="edge", depth=0, samples=0)
+
+
+def plan(**workers: Assignment) -> Plan:
+    samples = sum(part.samples for part in workers.values())
+    return Plan(batch_size=samples, data_holder="device", workers=workers)
+
+
+THREE = plan(
+    device=Assignment(parent="edge", depth=2, samples=16),
+    edge=Assignment(parent=None, depth=3, samples=40),
+    cloud=Assignment(parent="edge", depth=1, samples=8),
+)
+ONE = plan(device=IDLE, edge=Assignment(parent=None, depth=3, samples=64))
+
+
+def test_a_plan_names_its_layers() -> None:
+    assert plan_lines(THREE, CHAIN) == [
+        "plan for 64 samples, held by device:",
+        "  device     layers 1..2 (conv1 .. fc1), 16 samples, sends to edge",
+        "  edge       layers 1..3 (conv1 .. loss), 40 samples, root",
+        "  cloud      layer 1 (conv1), 8 samples, sends to edge",
+    ]
+    assert plan_lines(ONE, CHAIN)[1] == "  device     does not compute"
+
+
+@pytest.mark.parametrize(
+    ("alone", "line"),
+    [
+        ({"edge": Times(0.125, 0.12)}, "1.20x as fast as the best single machine, edge (emulated; predicted: 1.25x)"),
+        # The best one is the best that was seen, whatever was predicted.
+        (
+            {"edge": Times(0.12, 0.15), "cloud": Times(0.13, 0.14)},
+            "1.40x as fast as the best single machine, cloud (emulated; predicted: 1.30x)",
+        ),
+        ({"edge": Times(0.1, 0.09)}, "0.90x as fast as the best single machine, edge (emulated; predicted: 1.00x)"),
+    ],
+)
+def test_the_verdict_compares_with_the_best_single_machine_that_was_seen(alone: dict[str, Times], line: str) -> None:
+    assert verdict(THREE, "emulated", Times(0.1, 0.1), alone, 0.9583, 0.9561) == (
+        f"verdict: 3 workers are {line}; accuracy 95.8% against 95.6% in one process"
+    )
+
+
+def test_the_verdict_on_a_plan_of_one_worker_claims_nothing() -> None:
+    assert verdict(ONE, "measured", Times(0.1, 0.1), {}, 0.5, None) == (
+        "verdict: one machine is best here, edge; to divide the work would gain nothing; accuracy 50.0%"
+    )
