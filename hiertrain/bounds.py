@@ -269,3 +269,27 @@ class _Pass:
                 kept = kept + self.at.activations.at(cuts[:-1], cuts[1:], samples).sum(axis=0)
                 fits &= kept <= limit
         return fits
+
+
+def any_plan_bound_s(problem: Problem) -> float:
+    """A lower bound on the time of every plan of every tree.
+
+    The first sample passes all layers, each at best on the worker that is the fastest for it. And all samples do: per
+    layer and sample a worker w spends at least c_w (when it has the whole mini-batch), so for any shares q_w that add
+    up to 1, the time T >= sum of q_w T >= sum over the layers of B min(q_w c_w). Shares as the workers' speeds are
+    exact where these are proportional.
+    """
+    workers, batch_size = [problem.profile.worker(name).layers for name in problem.workers], problem.batch_size
+
+    def per_sample_s(samples: int) -> Floats:
+        """Of each worker and layer, at so many samples."""
+        times = [[(t.forward.seconds(samples) + t.backward.seconds(samples)) / samples for t in own] for own in workers]
+        return np.minimum(np.array(times), LONGEST_S)
+
+    one_s, least_s = per_sample_s(1), per_sample_s(batch_size)
+    totals_s, work_s = least_s.sum(axis=1, keepdims=True), 0.0
+    if totals_s.all():
+        shares = 1 / totals_s / (1 / totals_s).sum()
+        work_s = batch_size * float((shares * least_s).min(axis=0).sum())
+    update_s = min(problem.profile.worker(name).update_s for name in problem.workers)
+    return max(float(one_s.min(axis=0).sum()), work_s) + min(update_s, LONGEST_S)

@@ -1,261 +1,69 @@
 """The optimal plan: the paper's optimization stage, over every rooted tree of workers, with OR-Tools' CP-SAT.
 
-A heuristic finds a good plan in each tree; bounds then discard most trees, and most depths and splits of the others;
-what is left of each tree becomes one small model, solved in sequence, cut off by the best plan so far. Times in
-seconds; inside the models whole units of time (see ``integers``). The reported time is always the cost model's.
+Bounds on the trees come first and discard most of them; a heuristic finds a good plan in each other tree, the most
+promising first; further bounds discard most depths and splits; what is left of each tree becomes one small model,
+solved in sequence, cut off by the best plan so far. Times in seconds. The reported time is always the cost model's.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import cast
+from itertools import count, islice
 
-import numpy as np
-from ortools.sat.python import cp_model
-
-from hiertrain.bounds import Boxes, Integers, Tree
+from hiertrain.bounds import Tree, any_plan_bound_s
 from hiertrain.files import parse
-from hiertrain.integers import TIE, IntegerCosts, Way, integer_costs
+from hiertrain.integers import TIE
 from hiertrain.plan import Problem
-from hiertrain.search import Candidate, Searched, chosen, least_s, ranges, relaxations, survey, trees
+from hiertrain.search import Candidate, Searched, bounded, chosen, larger, least_s, rank, relaxations, trees
 from hiertrain.solution import Progress, Settings, Shape, Solution
-from hiertrain.values import InputError
+from hiertrain.treemodel import any_plan, new_solver, solve_tree
+from hiertrain.values import InputError, RunError
 
 # "optimal" means that no admissible plan is faster by more than this share of the plan's time. Plans whose times
 # differ by less than half of it count as equal, and the one with the fewest active workers is returned.
 RESOLUTION = 2 * TIE
-# Deterministic seconds of the first attempt at a tree; each further one has twice as many, another seed, and boxes
-# halved further. Most proofs need less than a third of it; what needs more ends sooner by starting again.
-FIRST_SLICE = 0.25
+# So many trees are bounded before the heuristic searches those that are left of them: all that four workers have.
+TREES_AT_ONCE = 128
+# Where the time limit comes before the first plan, the search for one goes on for so long.
+GRACE_S = 2.0
 
 
-@dataclass(frozen=True)
-class _Variables:
-    """One tree's model: k workers, in the tree's order, and N layers, layer i at index i - 1."""
+@dataclass
+class _Search:
+    """The trees that may hold the best plan, in the order that settles ties, and what is known of all others."""
 
-    reaches: list[list[cp_model.IntVar]]  # d: the worker's depth is at least i
-    samples: list[list[cp_model.IntVar]]  # n: samples that the worker computes in layer i
-    computes: list[list[cp_model.IntVar]]  # y: 1 where n > 0
-    merged: list[list[cp_model.IntVar]]  # at least n of the worker's parent in the layers beyond the worker's depth
-    forward: list[cp_model.IntVar]  # F: end of the forward pass
-    start: list[cp_model.IntVar]  # start of the backward pass
-    gradients: list[cp_model.IntVar]  # D: the subtree's gradients are summed
-    updated: list[cp_model.IntVar]  # the worker has the new weights
-    time: cp_model.IntVar  # T
+    problem: Problem
+    shape: Shape
+    started: float
+    time_limit_s: float
+    progress: Callable[[Progress], None] | None
+    trees: list[Searched] = field(default_factory=list)
+    known: int = 0  # trees so far
+    settled: int = 0  # of those: the best plan is not among theirs, or known
+    complete: bool = False  # there are no others
 
+    @property
+    def limit_s(self) -> float:
+        """Slower plans cannot be the best, nor as good."""
+        return least_s(self.trees) * (1 + TIE)
 
-def _new_variables(
-    model: cp_model.CpModel, problem: Problem, tree: Tree, within: Boxes | None, limit: int
-) -> _Variables:
-    layers, size = problem.profile.chain.depth, len(tree.workers)
-    depths, samples = ranges(problem, tree, within)
-    reaches = [
-        [
-            model.new_constant(int(layer <= first)) if not first < layer <= last else model.new_bool_var("")
-            for layer in range(1, layers + 1)
-        ]
-        for first, last in depths
-    ]
+    @property
+    def left_s(self) -> float:
+        return self.started + self.time_limit_s - time.monotonic()
 
-    def counts(first: int, last: int) -> list[cp_model.IntVar]:
-        return [
-            model.new_int_var(first, last, ""),
-            *(model.new_int_var(0, problem.batch_size, "") for _ in range(1, layers)),
-        ]
+    @property
+    def late(self) -> bool:
+        """Whether the time is over."""
+        return self.left_s <= (0.0 if any(searched.plan is not None for searched in self.trees) else -GRACE_S)
 
-    def times() -> list[cp_model.IntVar]:
-        return [model.new_int_var(0, limit, "") for _ in range(size)]
-
-    return _Variables(
-        reaches=reaches,
-        samples=[counts(first, last) for first, last in samples],
-        computes=[
-            [model.new_bool_var("") for _ in range(layers)] if tree.children[worker] else reaches[worker]
-            for worker in range(size)
-        ],
-        merged=[counts(0, problem.batch_size) for _ in range(size)],
-        forward=times(),
-        start=times(),
-        gradients=times(),
-        updated=times(),
-        time=model.new_int_var(0, limit, ""),
-    )
-
-
-def _weighted(variables: list[cp_model.IntVar], weights: Integers) -> cp_model.LinearExpr:
-    return cast(cp_model.LinearExpr, cp_model.LinearExpr.weighted_sum(variables, weights.tolist()))
-
-
-def _held(variables: _Variables, tree: Tree, worker: int, layer: int) -> cp_model.LinearExpr:
-    """The samples that the worker and its subtree compute in a layer (from 0)."""
-    held = [variables.samples[member][layer] for member in tree.subtrees[worker]]
-    return cast(cp_model.LinearExpr, cp_model.LinearExpr.sum(held))
-
-
-def _add_structure(model: cp_model.CpModel, problem: Problem, tree: Tree, variables: _Variables) -> None:
-    """Depths fall down the tree; a subtree holds its samples up to its depth; each layer computes the mini-batch."""
-    reaches, samples, computes = variables.reaches, variables.samples, variables.computes
-    layers = range(problem.profile.chain.depth)
-    for layer in layers:
-        model.add(cp_model.LinearExpr.sum([row[layer] for row in samples]) == problem.batch_size)
-    for worker, parent in enumerate(tree.parents):
-        for layer in layers:
-            model.add(samples[worker][layer] <= problem.batch_size * computes[worker][layer])
-            if parent >= 0:
-                model.add_implication(reaches[worker][layer], reaches[parent][layer])
-                model.add(_held(variables, tree, worker, layer) == _held(variables, tree, worker, 0)).only_enforce_if(
-                    reaches[worker][layer]
-                )
-                model.add(variables.merged[worker][layer] >= samples[parent][layer]).only_enforce_if(
-                    ~reaches[worker][layer]
-                )
-                if layer:
-                    model.add_implication(reaches[worker][layer], reaches[worker][layer - 1])
-            if tree.children[worker]:
-                model.add_implication(computes[worker][layer], reaches[worker][layer])
-            for child in tree.children[worker]:
-                model.add(computes[worker][layer] >= reaches[worker][layer] - reaches[child][layer])
-
-
-def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, variables: _Variables) -> None:
-    """``cost.memory_bytes`` within the limits; sizes beyond a limit are cut off just above it."""
-    for worker, name in enumerate(tree.workers):
-        limit = problem.memory_limit_bytes.get(name)
-        if limit is None:
-            continue
-        copies = 4 if worker == 0 else 2
-        layers = problem.profile.chain.layers
-        activations = np.array([min(layer.activation_bytes or 0, limit + 1) for layer in layers])
-        parameters = np.array([min(copies * layer.parameter_bytes, limit + 1) for layer in layers])
-        model.add(
-            _weighted(variables.samples[worker], activations) + _weighted(variables.reaches[worker], parameters)
-            <= limit
-        )
-
-
-def _at_depth(variables: _Variables, worker: int, by_depth: Integers) -> cp_model.LinearExpr:
-    """The entry for the worker's depth."""
-    return _weighted(variables.reaches[worker], np.diff(by_depth, prepend=0))
-
-
-def _activations(variables: _Variables, tree: Tree, child: int, way: Way) -> cp_model.LinearExpr:
-    """The message at the child's cut, the only layer after which its subtree's number of samples falls."""
-    held = [samples for member in tree.subtrees[child] for samples in variables.samples[member]]
-    return _weighted(held, np.tile(np.diff(way.activations, prepend=0), len(tree.subtrees[child])))
-
-
-def _late(model: cp_model.CpModel, way: Way, limit: int, *sent: cp_model.LinearExpr) -> cp_model.LinearExpr:
-    """Equation (6): from when the first of the messages was ready until all have left; at least 0."""
-    grains = cast(cp_model.LinearExpr, cp_model.LinearExpr.sum(sent))
-    if not way.credit:
-        return grains
-    late = model.new_int_var(0, limit // way.grain, "")
-    model.add(late >= grains - way.credit)
-    return way.grain * late
-
-
-def _beyond(variables: _Variables, parent: int, child: int, fixed: Integers, each: Integers) -> cp_model.LinearExpr:
-    """The parent's computing in the layers beyond the child's depth, where it has the child's samples."""
-    return (
-        _weighted(variables.merged[child], each)
-        + _weighted(variables.reaches[parent], fixed)
-        - _weighted(variables.reaches[child], fixed)
-    )
-
-
-def _add_forward(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
-    """Equations (1) and (2)."""
-    for worker, end in enumerate(variables.forward):
-        own, way = variables.samples[worker][0], costs.input[worker]
-        arrival = way.raw_latency * variables.computes[worker][0] + _late(model, way, costs.limit, way.raw * own)
-        computing = _weighted(variables.computes[worker], costs.forward_fixed[worker])
-        model.add(end >= arrival + computing + _weighted(variables.samples[worker], costs.forward_each[worker]))
-        for child in tree.children[worker]:
-            way = costs.up[child]
-            sent, rest = _activations(variables, tree, child, way), _at_depth(variables, child, way.activation_latency)
-            rest += _beyond(variables, worker, child, costs.forward_fixed[worker], costs.forward_each[worker])
-            ready = variables.forward[child] + _late(model, way, costs.limit, sent)
-            model.add(end >= ready + rest).only_enforce_if(~variables.reaches[child][-1])
-            if way.raw:
-                model.add(end >= _late(model, way, costs.limit, way.raw * own, sent) + rest)
-
-
-def _leaves(variables: _Variables, tree: Tree, costs: IntegerCosts, child: int) -> cp_model.LinearExpr:
-    """When the gradient of the child's activations is ready on its parent."""
-    parent = tree.parents[child]
-    before = _beyond(variables, parent, child, costs.backward_fixed[parent], costs.backward_each[parent])
-    return variables.start[parent] + before
-
-
-def _add_backward(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
-    """Equation (3): a worker starts when its forward pass has ended and its parent's gradients are there."""
-    model.add(variables.start[0] == variables.forward[0])
-    for child, start in enumerate(variables.start[1:], start=1):
-        way = costs.down[child]
-        sent, latency = _activations(variables, tree, child, way), _at_depth(variables, child, way.activation_latency)
-        ready = _leaves(variables, tree, costs, child) + _late(model, way, costs.limit, sent)
-        model.add(start >= variables.forward[child])
-        model.add(start >= ready + latency).only_enforce_if(~variables.reaches[child][-1])
-        if way.raw and way.credit:  # without credit the raw samples have arrived long since
-            raw = way.raw * variables.samples[child][0]
-            model.add(start >= _late(model, way, costs.limit, raw, sent) + latency)
-
-
-def _add_gradients(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
-    """Equations (4) and (5)."""
-    gradients, updated = variables.gradients, variables.updated
-    for worker, end in enumerate(gradients):
-        computing = _weighted(variables.computes[worker], costs.backward_fixed[worker])
-        computing += _weighted(variables.samples[worker], costs.backward_each[worker])
-        model.add(end >= variables.start[worker] + computing)
-    model.add(updated[0] == gradients[0] + costs.update)
-    for child, parent in enumerate(tree.parents[1:], start=1):
-        leaves = _leaves(variables, tree, costs, child)
-        # Each way, what it carries and when that is ready, the activations that left before, and the receiver.
-        for way, before, ready, end, target in (
-            (costs.up[child], variables.forward[child], gradients[child], gradients[parent], parent),
-            (costs.down[child], leaves, updated[parent], updated[child], child),
-        ):
-            model.add(end >= ready + _at_depth(variables, child, way.idle_parameters))
-            latency = _at_depth(variables, child, way.parameter_latency)
-            sent = _activations(variables, tree, child, way), _at_depth(variables, child, way.parameters)
-            if way.credit:  # without it, the activations have arrived long since
-                model.add(end >= before + _late(model, way, costs.limit, *sent) + latency)
-            if way.raw:
-                raw = way.raw * variables.samples[target][0]
-                model.add(end >= _late(model, way, costs.limit, raw, *sent) + latency)
-    for worker in range(len(tree.workers)):
-        model.add(variables.time >= updated[worker])
-
-
-def _tree_model(
-    problem: Problem, tree: Tree, costs: IntegerCosts, within: Boxes | None
-) -> tuple[cp_model.CpModel, _Variables]:
-    """The plans of one tree within the boxes that take at most the limit; least time."""
-    model = cp_model.CpModel()
-    variables = _new_variables(model, problem, tree, within, costs.limit)
-    _add_structure(model, problem, tree, variables)
-    _add_memory_limits(model, problem, tree, variables)
-    _add_forward(model, tree, costs, variables)
-    _add_backward(model, tree, costs, variables)
-    _add_gradients(model, tree, costs, variables)
-    model.minimize(variables.time)
-    return model, variables
-
-
-def _new_solver(seed: int, attempt: int, seconds: float) -> cp_model.CpSolver:
-    """One slice of the search. Only the wall clock, which is the user's limit, can end it at an uncertain point."""
-    solver = cp_model.CpSolver()
-    solver.parameters.catch_sigint_signal = False  # it would leave Ctrl-C fatal, without clean-up, for good
-    solver.parameters.num_workers = 1  # deterministic, and faster than two
-    solver.parameters.random_seed = (seed + attempt) % 2**31
-    solver.parameters.linearization_level = 2  # at level 1 the proofs take more than ten times as long
-    # CP-SAT 9.15's presolve returns wrong answers otherwise: google/or-tools issue 5293.
-    solver.parameters.presolve_inclusion_work_limit = 0
-    solver.parameters.max_deterministic_time = FIRST_SLICE * 2 ** min(attempt, 10)
-    solver.parameters.max_time_in_seconds = seconds
-    return solver
+    def settle(self, trees: int) -> None:
+        """Report that nothing is left to do for so many trees."""
+        for _ in range(trees):
+            self.settled += 1
+            if self.progress is not None:
+                elapsed_s = time.monotonic() - self.started
+                self.progress(Progress(self.settled, self.known, least_s(self.trees), elapsed_s))
 
 
 def optimize(
@@ -272,18 +80,21 @@ def optimize(
     whose times are equal are ranked by the number of active workers, then by the set of workers, the root and the
     parents, in the profile's order of the workers. The same problem, shape and seed give the same plan, unless the
     time limit ends the search. Raises InputError when the time limit is not positive, activations travel with 8 bits,
-    or no plan is admissible.
+    or no plan is admissible; RunError where the time limit ends the search for any plan.
     """
     started = time.monotonic()
-    settings, deadline = _settings(problem, shape, seed, time_limit_s), started + time_limit_s
-    search = _survey(problem, shape, deadline)
-    for done, searched in enumerate(sorted(search, key=lambda searched: searched.time_s), start=1):
-        _prove(problem, search, searched, seed, deadline)
-        if progress is not None:
-            progress(Progress(done, len(search), least_s(search), time.monotonic() - started))
-    best = chosen(search)
+    settings = _settings(problem, shape, seed, time_limit_s)
+    search = _Search(problem, shape, started, time_limit_s, progress)
+    _survey(search)
+    for searched in sorted(search.trees, key=lambda searched: searched.time_s):
+        if search.late:
+            break
+        _prove(search, searched, seed)
+        search.settle(1)
+    best = chosen(search.trees)
     assert best.plan is not None
-    bound_s = min(best.time_s, *(searched.bound_s for searched in search))
+    seen_s = min(searched.bound_s for searched in search.trees) if search.complete else 0.0
+    bound_s = min(best.time_s, max(seen_s, any_plan_bound_s(problem)))
     return Solution(
         plan=best.plan,
         objective_s=best.time_s,
@@ -311,90 +122,121 @@ def _settings(problem: Problem, shape: Shape, seed: int, time_limit_s: float) ->
     return parse(Settings, content, "optimize")
 
 
-def _survey(problem: Problem, shape: Shape, deadline: float) -> list[Searched]:
-    """All trees, in the order that settles ties, and at least one plan. Raises InputError when there is none.
+def _survey(search: _Search) -> None:
+    """Bound all trees, and search those for plans that may hold the best. Raises InputError and RunError for none.
 
-    Past the deadline, trees are left unknown once there is a plan.
+    Past the deadline, trees stay unknown once there is a plan.
     """
-    search: list[Searched] = []
-    for tree in trees(problem, shape):
-        late = time.monotonic() >= deadline and any(searched.plan is not None for searched in search)
-        search.append(Searched(tree) if late else survey(problem, tree))
-    if all(searched.plan is None for searched in search):
-        _add_first_plan(problem, search, shape)
-    return search
+    unseen = trees(search.problem, search.shape)
+    while not search.complete and not search.late:
+        some = _bounded(search, list(islice(unseen, TREES_AT_ONCE)))
+        search.trees += some
+        for searched in sorted(some, key=lambda searched: searched.bound_s):
+            if search.late:
+                break
+            if not searched.excluded(search.problem, search.limit_s):
+                searched.find(search.problem)
+        left = [searched for searched in search.trees if searched.bound_s <= search.limit_s]
+        dropped, search.trees = len(search.trees) - len(left), left
+        search.settle(dropped)
+        if search.known == TREES_AT_ONCE and search.limit_s < float("inf"):  # there are many more
+            _grow(search)
+    search.trees.sort(key=lambda searched: rank(search.problem, searched.tree))
+    if all(searched.plan is None for searched in search.trees):
+        _add_first_plan(search)
 
 
-def _prove(problem: Problem, search: list[Searched], searched: Searched, seed: int, deadline: float) -> None:
+def _grow(search: _Search) -> None:
+    """Find a good plan of many workers early: add one to the best tree for as long as the heuristic gains by it."""
+    bound_s = any_plan_bound_s(search.problem)
+    best, before = chosen(search.trees), None
+    while best is not before:
+        before = best
+        for tree in larger(search.problem, best.tree, search.shape):
+            if search.late:
+                return
+            grown = Searched(tree, bound_s)
+            grown.find(search.problem)
+            if grown.time_s < best.time_s * (1 - TIE):
+                search.trees.append(grown)
+                search.known += 1
+                best = grown
+                break
+
+
+def _bounded(search: _Search, some: list[Tree]) -> list[Searched]:
+    """The trees with their bounds, as far as time allows; the last of all are fewer than TREES_AT_ONCE."""
+    found, grown = [], {searched.tree for searched in search.trees}
+    for tree in some:
+        if search.late:
+            return found
+        if tree not in grown:
+            found.append(bounded(search.problem, tree))
+            search.known += 1
+    search.complete = len(some) < TREES_AT_ONCE
+    return found
+
+
+def _prove(search: _Search, searched: Searched, seed: int) -> None:
     """Raise a tree's bound to the best time of all, or find its best plan where that is better.
 
     The bounds drop only what is slower than a tie, so that ties are left to the model.
     """
-    attempt = 0
-    while len(searched.tree.workers) > 1 and time.monotonic() < deadline:  # a single worker has a single plan
-        best_s = least_s(search)
-        searched.narrow(problem, best_s * (1 + TIE))
-        wins_ties = search.index(searched) < search.index(chosen(search))
+    for attempt in count():
+        if len(searched.tree.workers) == 1 or search.late:  # a single worker has a single plan
+            return
+        best_s = least_s(search.trees)
+        searched.narrow(search.problem, search.limit_s)
+        wins_ties = search.trees.index(searched) < search.trees.index(chosen(search.trees))
         limit_s = best_s if wins_ties else best_s * (1 - TIE)
         if searched.closed or searched.bound_s > limit_s or (searched.bound_s == limit_s and not wins_ties):
             return
-        solver = _new_solver(seed, attempt, deadline - time.monotonic())
-        if _solve(problem, searched, best_s, limit_s, solver) == cp_model.INFEASIBLE:
-            searched.bound_s = limit_s
+        solver = new_solver(seed, attempt, search.left_s)
+        solved = solve_tree(search.problem, searched.tree, searched.boxes, best_s, limit_s, solver)
+        if solved.candidate is not None:
+            searched.record(search.problem, solved.candidate)
+        searched.bound_s = limit_s if solved.none_within else max(searched.bound_s, solved.bound_s)
+        if solved.none_within:
             return
-        attempt += 1
 
 
-def _solve(
-    problem: Problem, searched: Searched, best_s: float, limit_s: float, solver: cp_model.CpSolver
-) -> cp_model.CpSolverStatus:
-    """Search a tree for plans within the limit; record the best one found, and what is proven of all others."""
-    costs = integer_costs(problem, searched.tree, best_s, limit_s)
-    model, variables = _tree_model(problem, searched.tree, costs, searched.boxes)
-    status = solver.solve(model)
-    if status == cp_model.MODEL_INVALID:
-        raise AssertionError(f"the model of {searched.tree} is invalid: {model.validate()}")
-    if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        searched.record(problem, _candidate(solver, searched.tree, variables))
-    if status != cp_model.INFEASIBLE:
-        searched.bound_s = max(searched.bound_s, min(limit_s, solver.best_objective_bound * costs.unit_s))
-    return status
+def _add_first_plan(search: _Search) -> None:
+    """Find any plan that keeps the memory limits. Raises InputError when there is none, RunError where time is over."""
+    until = search.started + search.time_limit_s + GRACE_S
+    found, decided = _any_plan(search.problem, search.shape, until)
+    if not decided:
+        raise RunError(
+            f"optimize: no plan found in {search.time_limit_s:g} s, nor {GRACE_S:g} s later; allow more time"
+        )
+    if found is None:
+        raise InputError(_clash(search.problem, search.shape, until))
+    next(searched for searched in search.trees if searched.tree == found.tree).record(search.problem, found)
 
 
-def _candidate(solver: cp_model.CpSolver, tree: Tree, variables: _Variables) -> Candidate:
-    depths = tuple(sum(solver.value(reaches) for reaches in row) for row in variables.reaches)
-    return Candidate(tree, depths, tuple(solver.value(row[0]) for row in variables.samples))
+def _any_plan(problem: Problem, shape: Shape, until: float) -> tuple[Candidate | None, bool]:
+    """The first plan that keeps the memory limits; and whether that is decided before the time ``until``."""
+    for tree in trees(problem, shape):
+        for attempt in count():  # each with more time: in the end the question is decided
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return None, False
+            found, decided = any_plan(problem, tree, new_solver(0, attempt, left_s))
+            if found is not None:
+                return found, True
+            if decided:
+                break
+    return None, True
 
 
-def _add_first_plan(problem: Problem, search: list[Searched], shape: Shape) -> None:
-    """Find any plan that keeps the memory limits. Raises InputError when there is none."""
-    for searched in search:
-        found = _any_plan(problem, searched.tree)
-        if found is not None:
-            searched.record(problem, found)
-            return
-    raise InputError(_clash(problem, shape))
-
-
-def _any_plan(problem: Problem, tree: Tree) -> Candidate | None:
-    """A plan of the tree that keeps the memory limits, whatever its time."""
-    model = cp_model.CpModel()
-    variables = _new_variables(model, problem, tree, None, limit=0)
-    _add_structure(model, problem, tree, variables)
-    _add_memory_limits(model, problem, tree, variables)
-    attempt = 0
-    while (status := (solver := _new_solver(0, attempt, float("inf"))).solve(model)) == cp_model.UNKNOWN:
-        attempt += 1  # has more time: in the end the question is decided
-    return _candidate(solver, tree, variables) if status in (cp_model.OPTIMAL, cp_model.FEASIBLE) else None
-
-
-def _clash(problem: Problem, shape: Shape) -> str:
+def _clash(problem: Problem, shape: Shape, until: float) -> str:
     """Says which constraints clash: all that hold, and those of which giving up one admits a plan."""
     relaxed = relaxations(problem)
-    enough = [
-        name
-        for name, other in relaxed.items()
-        if any(_any_plan(other, tree) is not None for tree in trees(other, shape))
-    ]
-    remedy = f"a plan exists without any one of: {'; '.join(enough)}" if enough else "giving up one is not enough"
+    answers = {name: _any_plan(other, shape, until) for name, other in relaxed.items()}
+    enough = [name for name, (found, _) in answers.items() if found is not None]
+    if enough:
+        remedy = f"a plan exists without any one of: {'; '.join(enough)}"
+    elif all(decided for _, decided in answers.values()):
+        remedy = "giving up one is not enough"
+    else:
+        remedy = "no time was left to find out whether giving up one is enough"
     return f"no plan of shape {shape!r} for {', '.join(problem.workers)} keeps: {'; '.join(relaxed)}; {remedy}"

@@ -1,6 +1,7 @@
 """Small random problems and plans, feasible by construction."""
 
 from dataclasses import replace
+from itertools import permutations
 
 from hypothesis import strategies as st
 
@@ -133,3 +134,15 @@ def constrained_problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int =
         root=draw(st.sampled_from([None, None, *free])),
         memory_limit_bytes=limits,
     )
+
+
+def many_workers(workers: int, layers: int = 4) -> Problem:
+    """A fixed problem of alike workers at speeds as 1 : 1 / 1.7 : 1 / 2.4 ..; good plans use all of them."""
+    names = [f"worker-{number}" for number in range(workers)]
+    cost = LayerCost(fixed_s=0.0, per_sample_s=1e-3)
+    base = WorkerProfile(layers=(LayerTimes(forward=cost, backward=cost, update_s=0.0),) * layers)
+    sizes = tuple(Layer(name=f"layer{i}", output_bytes=1000, parameter_bytes=1000) for i in range(layers))
+    times = {name: base.scaled(1 + 0.7 * number) for number, name in enumerate(names)}
+    links = [Link(source=a, target=b, bandwidth_mbps=1000, latency_ms=0.1) for a, b in permutations(names, 2)]
+    profile = Profile(model="alike", sample_bytes=100, layers=sizes, workers=times)
+    return Problem(profile, Network(links=tuple(links)), 64, names[0])

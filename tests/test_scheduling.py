@@ -1,8 +1,9 @@
 """The optimizer against enumeration and against the monotone branch and bound, and what it promises besides."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
-from hiertrain import files, scheduling, search
+from hiertrain import files, scheduling, search, treemodel
 from hiertrain.bounds import Boxes, Evaluator, Tree
 from hiertrain.chain import Layer
 from hiertrain.cost import iteration_s, memory_bytes
@@ -19,11 +20,12 @@ from hiertrain.network import Link, Network
 from hiertrain.paths import DATA
 from hiertrain.plan import Execution, Plan, Problem, check_plan
 from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.schedulers import try_every_plan
 from hiertrain.scheduling import RESOLUTION, Progress, Solution, optimize
 from hiertrain.search import Candidate, depth_grid, trees
-from hiertrain.values import InputError
+from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans, branch_and_bound_optimum, enumerated_optima, enumerated_optimum
-from tests.strategies import constrained_problems, plans, problems
+from tests.strategies import constrained_problems, many_workers, plans, problems
 
 NAMES = ("device", "edge", "cloud")
 
@@ -77,6 +79,41 @@ def test_four_workers_match_enumeration(problem: Problem) -> None:
     check_solution(problem, optimize(problem), enumerated_optimum(problem)[0])
 
 
+def test_five_workers_match_the_best_of_all_plans() -> None:
+    problem = replace(many_workers(5, layers=2), batch_size=4)
+    check_solution(problem, optimize(problem), try_every_plan(problem, "tree").best_s)
+
+
+@pytest.mark.parametrize("shape", ["tree", "star"])
+def test_eight_workers_end_at_the_time_limit_with_a_good_plan_and_a_bound(
+    shape: search.Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 3.4 million trees. Every look at the clock takes 10 ms, so that the limit leaves 400 steps."""
+    clock = count()
+    monkeypatch.setattr(scheduling, "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
+    problem = many_workers(8)
+    solution = optimize(problem, shape=shape, time_limit_s=4.0)
+    assert solution.solve_s < 4.1
+    assert solution.status == "feasible"
+    assert len(active(solution.plan)) > 4
+    assert 0.5 * solution.objective_s < solution.bound_s < solution.objective_s
+
+
+def test_no_time_for_any_plan_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six workers, and memory for a plan of all of them at most."""
+    clock = count()
+    monkeypatch.setattr(scheduling, "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
+    problem = many_workers(6)
+    layers = tuple(layer.model_copy(update={"activation_bytes": 1000}) for layer in problem.profile.layers)
+    problem = replace(
+        problem,
+        profile=problem.profile.model_copy(update={"layers": layers}),
+        memory_limit_bytes=dict.fromkeys(problem.workers, 60_000),
+    )
+    with pytest.raises(RunError, match=r"optimize: no plan found in 1 s, nor 2 s later; allow more time"):
+        optimize(problem, time_limit_s=1.0)
+
+
 @settings(max_examples=80, derandomize=True, deadline=None)
 @given(constrained_problems(), st.sampled_from(["tree", "star"]))
 def test_constraints_match_enumeration(problem: Problem, shape: search.Shape) -> None:
@@ -114,7 +151,9 @@ def draw_box(data: st.DataObject) -> tuple[Problem, Tree, Boxes, Plan]:
         changed = {"burst_bytes": burst_bytes, "latency_ms": 0.0}
         links = tuple(link.model_copy(update=changed) for link in problem.network.links)
         problem = replace(problem, network=Network(links=links))
-    tree = data.draw(st.sampled_from(trees(problem, "tree")[len(problem.workers) - 1 :]))  # one single worker is enough
+    tree = data.draw(
+        st.sampled_from(list(trees(problem, "tree"))[len(problem.workers) - 1 :])  # one single worker is enough
+    )
     layers = len(problem.profile.layers)
     grid = depth_grid(tree, np.arange(1, layers + 1), layers)
     depths = grid[:, [data.draw(st.integers(0, grid.shape[1] - 1))]]
@@ -143,7 +182,7 @@ def check_model(problem: Problem, tree: Tree, only: Boxes, plan: Plan) -> None:
     time_s = iteration_s(problem, plan)
     near_s = time_s or 1.0
     costs = integer_costs(problem, tree, near_s, 1.5 * near_s)
-    model, _ = scheduling._tree_model(problem, tree, costs, only)
+    model, _ = treemodel.tree_model(problem, tree, costs, only)
     solver = cp_model.CpSolver()
     solver.parameters.presolve_inclusion_work_limit = 0
     assert solver.solve(model) == cp_model.OPTIMAL
@@ -367,5 +406,5 @@ def test_a_bound_above_the_objective_is_refused() -> None:
 
 def test_presolve_stays_as_far_off_as_it_must() -> None:
     """CP-SAT 9.15 returns wrong answers otherwise: google/or-tools issue 5293."""
-    parameters = scheduling._new_solver(seed=1, attempt=0, seconds=1.0).parameters
+    parameters = treemodel.new_solver(seed=1, attempt=0, seconds=1.0).parameters
     assert (parameters.presolve_inclusion_work_limit, parameters.num_workers) == (0, 1)
