@@ -2,9 +2,14 @@
 
 PYTHON ?= python3
 PARAMETERS ?= quick
+# Where PyTorch comes from; empty: from pip's usual index, like everything else. On Linux without an NVIDIA GPU
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu saves several GB.
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+UNFINISHED := $(VENV)/.unfinished
+TORCH = $(shell sed -n 's/^ *"\(torch[a-z]*==.*\)",$$/\1/p' pyproject.toml)
 # Progress shows at once also where the output is a file.
 export PYTHONUNBUFFERED := 1
 
@@ -36,16 +41,25 @@ check: $(READY) ## lint, format, types, import contract, stripped notebooks
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-setup: $(READY) ## only set up .venv/
+setup: $(READY) ## only set up .venv/ (TORCH_INDEX=https://download.pytorch.org/whl/cpu: PyTorch without CUDA)
 
 # Done again when the dependencies change, and begun anew when it was interrupted.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
 		{ echo "make: $(PYTHON) is not Python 3.11 or newer; set one with: make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
 		{ echo "make: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@if [ -e $(UNFINISHED) ]; then echo "make: the last set-up was interrupted; it begins anew"; rm -rf $(VENV); fi
+	@echo "make: set-up, step 1 of 3: a virtual environment in $(VENV)/"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(UNFINISHED)
+	@echo "make: set-up, step 2 of 3: PyTorch from $(or $(TORCH_INDEX),pip's usual index), the largest part"
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --timeout 15 --retries 1) $(TORCH) || \
+		{ echo "make: PyTorch cannot be had from $(or $(TORCH_INDEX),pip's usual index)" >&2; exit 1; }
+	@echo "make: set-up, step 3 of 3: all other packages, about 150"
+	$(PIP) --editable '.[notebooks,dev]'
+	@rm $(UNFINISHED)
 	@touch $@
 
 clean: ## remove .venv/ and all results but the reference

@@ -25,6 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"hiertrain: error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:  # a worker's machine has only what workers need
+        print(
+            f"hiertrain: error: this command needs {error.name}; in a checkout: pip install '.[notebooks]'",
+            file=sys.stderr,
+        )
+        return 2
     except RunError as error:
         for note in getattr(error, "__notes__", ()):  # tracebacks of the workers
             print(note, file=sys.stderr)

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -151,10 +151,13 @@ def environment_record() -> Environment:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of the workbench and of its direct dependencies, by name."""
-    requirements = [line for line in metadata.requires("hiertrain") or [] if "extra ==" not in line]
-    names = sorted(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in requirements)
-    return {name: metadata.version(name) for name in ["hiertrain", *names]}
+    """Installed versions, by name: of the workbench and of its direct dependencies but for tools of development."""
+    requirements = [line for line in metadata.requires("hiertrain") or [] if not re.search(r"extra == .dev", line)]
+    versions = {"hiertrain": metadata.version("hiertrain")}
+    for name in sorted(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in requirements):
+        with suppress(metadata.PackageNotFoundError):  # of an extra that this machine does without
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def record_path(run: str, name: str, root: Path = RESULTS) -> Path:

@@ -1,23 +1,38 @@
 """The set-up files agree with each other and with the code."""
 
 import ast
+import json
 import re
+import subprocess
 import sys
 import tomllib
+import venv
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hiertrain.baselines import single_worker_plans
+from hiertrain.datasets import load_dataset
+from hiertrain.jobs import ModelSettings
+from hiertrain.network import Network
 from hiertrain.paths import ROOT
+from hiertrain.plan import Problem
 from hiertrain.publishing import filled, readme_tables
+from hiertrain.stages import measure_layers, train, training_settings
+from hiertrain.testbeds.base import Host, Testbed
+from hiertrain.testbeds.local import ADDRESS, LOOPBACK
+from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from tests.test_cli import NETWORK, PROFILE
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 PACKAGE = sorted((ROOT / "hiertrain").rglob("*.py"))
 # Started by people, or needed by a library that the code calls, but imported nowhere.
 APPLICATIONS = {"ipywidgets", "jupyterlab", "nbconvert"}
+REQUIREMENTS: dict[str, list[str]] = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 
 
 def declared(requirements: list[str]) -> set[str]:
@@ -29,43 +44,143 @@ def normalise(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def imported(sources: list[Path]) -> set[str]:
-    """Distributions that the sources import, normalised; the standard library and the workbench are left out."""
+CORE = declared(PROJECT["dependencies"])
+EXTRAS = {name: declared(lines) for name, lines in PROJECT["optional-dependencies"].items()}
+
+
+def imported_modules(source: Path) -> set[str]:
+    """Modules that one file imports, wherever it does; of ``from a import b`` both a and a.b."""
     modules: set[str] = set()
-    for source in sources:
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                modules.add(node.module.partition(".")[0])
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return modules
+
+
+def imported(sources: Iterable[Path]) -> set[str]:
+    """Distributions that the sources import, normalised; the standard library and the workbench are left out."""
+    modules = {name.partition(".")[0] for source in sources for name in imported_modules(source)}
     known = metadata.packages_distributions()
     modules -= {"hiertrain", "tests", *sys.stdlib_module_names}
-    return {normalise(name) for module in modules for name in known.get(module, [module])[:1]}
+    found = {normalise(name) for module in modules for name in known.get(module, [module])[:1]}
+    return found - {"pydantic-core"}  # pydantic's own engine, in the version that pydantic pins
 
 
-def test_every_import_is_a_declared_dependency_and_every_dependency_is_used():
-    dependencies = declared(PROJECT["dependencies"])
-    # pydantic_core is pydantic's own engine, in the version that pydantic pins.
-    assert imported(PACKAGE) - {"pydantic-core"} <= dependencies
-    assert dependencies - imported(PACKAGE) == APPLICATIONS
-    tests = imported(sorted((ROOT / "tests").glob("*.py")))
-    assert tests - {"pydantic-core"} <= dependencies | declared(PROJECT["optional-dependencies"]["dev"])
+def reached(*modules: str) -> set[Path]:
+    """The files of the package that these modules import, directly or not, themselves included."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PACKAGE}
+    found, left = set(), list(modules)
+    while left:
+        name = left.pop()
+        if name in files and files[name] not in found:
+            found.add(files[name])
+            left += imported_modules(files[name])
+    return found
 
 
-@pytest.mark.parametrize("requirement", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
-def test_every_dependency_is_pinned_once(requirement):
+def installed_with(requirements: set[str]) -> set[str]:
+    """These distributions and all that they need, as far as they are installed here."""
+    found, left = set(), set(requirements)
+    while left:
+        name = left.pop()
+        try:
+            needed = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # of another system
+            continue
+        found.add(name)
+        left |= declared([line for line in needed if "extra ==" not in line]) - found
+    return found
+
+
+def test_every_import_is_a_declared_dependency_and_every_dependency_is_used() -> None:
+    used = imported(PACKAGE)
+    assert used <= CORE | EXTRAS["notebooks"]
+    assert (CORE | EXTRAS["notebooks"]) - used == APPLICATIONS
+    assert imported((ROOT / "tests").glob("*.py")) <= CORE | EXTRAS["notebooks"] | EXTRAS["dev"]
+
+
+def test_a_worker_s_machine_needs_no_extra() -> None:
+    assert imported(reached("hiertrain.worker", "hiertrain.byhand")) == CORE
+    assert not installed_with(CORE) & {"jupyterlab", "ortools", "seaborn", "papermill", "pandas", "matplotlib"}
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that has the package with its dependencies, and no extra."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    (packages / "hiertrain").symlink_to(ROOT / "hiertrain")
+    for name in installed_with(CORE):
+        for top in {file.parts[0] for file in metadata.files(name) or [] if file.parts[0] != ".."}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(str(metadata.distribution(name).locate_file(top))))
+    return str(folder / "bin" / "python")
+
+
+def test_a_worker_trains_with_the_dependencies_alone(bare_python: str) -> None:
+    settings = LocalSettings(data_holder="pi", workers={"pi": WorkerSettings()})
+    host = Host((bare_python, "-m", "hiertrain.worker"), ADDRESS, {"GLOO_SOCKET_IFNAME": LOOPBACK})
+    training = training_settings(ModelSettings(name="lenet5"), load_dataset("digits"), 2, iterations=2)
+    with Testbed(settings, {"pi": host}) as testbed:
+        profile = measure_layers(testbed, training.model, sample_counts=(1, 2), repetitions=1, warm_up=0)
+        problem = Problem(profile, Network(links=()), 2, "pi")
+        run = train(testbed, problem, single_worker_plans(problem)["pi"], training)
+    assert run.iterations == 2
+
+
+def test_a_command_says_in_one_line_which_extra_it_lacks(bare_python: str, tmp_path: Path) -> None:
+    """Where the extra is missing; what a worker's machine is good for works: ``profile`` and ``byhand``."""
+    (tmp_path / "profile.json").write_text(json.dumps(PROFILE))
+    (tmp_path / "network.json").write_text(json.dumps(NETWORK))
+
+    def answer(*command: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [bare_python, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    status, _, error = answer("hiertrain.cli", "optimize", "--profile", "profile.json", "--network", "network.json")
+    assert (status, error) == (
+        2,
+        "hiertrain: error: this command needs ortools; in a checkout: pip install '.[notebooks]'\n",
+    )
+    assert answer("hiertrain.cli", "profile", "--help")[0] == 0
+    assert answer("hiertrain.byhand", "--help")[0] == 0
+
+
+@pytest.mark.parametrize("requirement", [line for lines in REQUIREMENTS.values() for line in lines])
+def test_every_dependency_is_pinned_once(requirement: str) -> None:
     assert re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+", requirement)
-    everything = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    everything = [line for lines in REQUIREMENTS.values() for line in lines]
     assert len(declared(everything)) == len(everything)
 
 
-def test_conda_takes_its_dependencies_from_pyproject():
+def test_set_up_installs_all_extras_by_make_and_by_conda() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python, pip, rest = environment["dependencies"]
     assert pip == "pip"
-    assert rest == {"pip": ["--editable .[dev]"]}
+    assert rest == {"pip": [f"--editable .[{','.join(EXTRAS)}]"]}
+    assert f"--editable '.[{','.join(EXTRAS)}]'" in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert PROJECT["requires-python"] == ">=" + python.removeprefix("python=")
     assert PYPROJECT["tool"]["pyright"]["pythonVersion"] == python.removeprefix("python=")
+
+
+def test_make_takes_pytorch_from_the_index_that_it_is_told_and_only_pytorch(tmp_path: Path) -> None:
+    def pip_calls(*variables: str) -> list[str]:
+        command = ["make", "--dry-run", f"VENV={tmp_path}", "setup", *variables]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if " -m pip install " in line]
+
+    pytorch = [line for line in PROJECT["dependencies"] if line.startswith("torch")]
+    index = "https://download.pytorch.org/whl/cpu"
+    first, second = pip_calls(f"TORCH_INDEX={index}")
+    assert f"--index-url {index} " in first
+    assert f" {' '.join(pytorch)} " in first
+    assert index not in second
+    assert not any("index" in call for call in pip_calls())
 
 
 def test_every_folder_of_the_package_is_installed():

@@ -98,6 +98,12 @@ def test_the_environment_names_machine_and_versions():
         assert environment.dirty is not None
 
 
+def test_versions_are_those_of_all_direct_dependencies_that_are_installed(monkeypatch):
+    lines = ["torch==2", 'pandas==3; extra == "notebooks"', 'nowhere-to-be-found==1; extra == "notebooks"']
+    monkeypatch.setattr("hiertrain.records.metadata.requires", lambda _: [*lines, 'pytest==9; extra == "dev"'])
+    assert list(package_versions()) == ["hiertrain", "pandas", "torch"]
+
+
 def test_a_failure_leaves_a_record_of_the_error_and_of_what_was_completed(tmp_path):
     failed = record_path("try", "train.failed", tmp_path)
     with pytest.raises(RunError, match="worker edge is gone"), recorded("try", "train", {"batch_size": 8}, tmp_path):
