@@ -4,25 +4,22 @@ Every value is computed from the files in the run's folder, so that all of it ca
 only number of the paper is the 6.9x of its abstract.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
-from math import nan
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from math import isnan, nan
 from pathlib import Path
-from typing import Any, Literal
 
 import pandas as pd
 
-from hiertrain import files, findings
-from hiertrain.figures.speedups import STATED_SPEEDUP
-from hiertrain.findings import BASELINES, Finding, Verdict
-from hiertrain.records import Environment, load_record
+from hiertrain import files
+from hiertrain.coverage import Coverage, Need, covered, lacks, needed
+from hiertrain.findings import Finding, Verdict
+from hiertrain.records import Environment, Record, load_record
 from hiertrain.reproduce import NotebookRecord
+from hiertrain.statements import STATEMENTS, Certainty, Statement
 from hiertrain.values import InputError
 
-Certainty = Literal["abstract", "summary by others", "recalled, unverified", "ours"]
-
-NOTHING_STATED = "none stated"
 NOTEBOOKS = (
     "01-models",
     "03-optimization",
@@ -34,6 +31,11 @@ NOTEBOOKS = (
     "10-scheduler",
 )
 BEFORE = {"03-optimization": "02-profiling"}  # the notebook that makes what another one reads
+
+
+Content = pd.DataFrame | Record
+Contents = Mapping[str, Content]  # by path, in the order of the rule's arguments
+Read = Callable[[Path, str], Content]
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,12 @@ class Claim:
     measured: float
     low: float
     high: float
+    reference: float  # what was measured in the whole grid, or else predicted; NaN where this is the whole grid
     tolerance: str  # the rule of the verdict
+    needs: str  # what of the whole grid must be there, so that there is one
+    lacks: str  # what of it is not
     verdict: Verdict
+    reference_verdict: str  # empty where this is the whole grid
     reason: str
     where: str
     kind: str
@@ -59,29 +65,18 @@ class Claim:
     hardware: str
 
 
-@dataclass(frozen=True)
-class Statement:
-    """A claim before anything is looked at."""
-
-    claim: str
-    source: str
-    certainty: Certainty
-    quantity: str
-    tolerance: str
-    inputs: tuple[str, ...]  # files in the run's folder, named after their notebook's number
-    judge: Callable[..., Finding]  # gets their content in that order: a table, or the results of a record
-    paper: str = NOTHING_STATED
-
-
-def claims(folder: Path, command: str) -> list[Claim]:
+def claims(folder: Path, command: str, whole: Path) -> list[Claim]:
     """All claims, judged by what is in results/<run>/; ``command`` fills that folder.
 
-    A claim whose notebook was not executed there, or failed since, is open. Raises InputError for a folder that is
-    missing, and for a file that is although its notebook was executed; the message says how to get it back.
+    ``whole``: the folder of the run with the whole grid, which may be this one. A claim whose points this one lacks is
+    "not in this grid", unless those that are here decide it. A claim whose notebook was not executed here, or failed
+    since, is open. Raises InputError for a folder that is missing, and for a file that is although its notebook was
+    executed; the message says how to get it back.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: is missing; this makes it: {command}")
-    return [_claim(statement, folder, command) for statement in STATEMENTS]
+    read = cache(_content)  # a table is the input of many claims
+    return [_claim(statement, folder, command, whole, read) for statement in STATEMENTS]
 
 
 def claims_table(rows: list[Claim]) -> pd.DataFrame:
@@ -89,22 +84,19 @@ def claims_table(rows: list[Claim]) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in rows])
 
 
-def _claim(statement: Statement, folder: Path, command: str) -> Claim:
+def _claim(statement: Statement, folder: Path, command: str, whole: Path, read: Read) -> Claim:
     names = list(dict.fromkeys(map(_notebook, statement.inputs)))
     own = f"{command} --only {' '.join([*(BEFORE[name] for name in names if name in BEFORE), *names])}"
-    failed = {name for name in names if (folder / "notebooks" / f"{name}.failed.ipynb").is_file()}
-    missing = [path for path in statement.inputs if _notebook(path) in failed or not (folder / path).is_file()]
-    for path in missing:
-        if (name := _notebook(path)) not in failed and _environment(folder, name):
-            raise InputError(
-                f"{folder / path}: is missing, but {name} was executed; this brings it back: {command} --only {name}"
-            )
-    if missing:
-        absent = dict.fromkeys(map(_notebook, missing))
+    absent = _absent(statement, folder, command)
+    reference = None if whole == folder else {path: read(whole, path) for path in statement.inputs}
+    if absent:
+        failed = any(_failed(folder, name) for name in absent)
         what = "failed or interrupted" if failed else "not run here"
-        finding = Finding("open", f"{what}: notebook {' and '.join(absent)}, `{own}`")
+        finding, coverages = Finding("open", f"{what}: notebook {' and '.join(absent)}, `{own}`"), []
     else:
-        finding = _judged(statement, folder, own)
+        here = {path: read(folder, path) for path in statement.inputs}
+        finding, coverages = _judged(statement, here, folder, own, reference)
+    there = _judge(statement, reference, whole, own) if reference else None
     environments = [environment for name in names if (environment := _environment(folder, name))]
     return Claim(
         claim=statement.claim,
@@ -112,7 +104,11 @@ def _claim(statement: Statement, folder: Path, command: str) -> Claim:
         certainty=statement.certainty,
         paper=statement.paper,
         quantity=statement.quantity,
+        reference=_value(there) if there else nan,
+        reference_verdict=there.verdict if there else "",
         tolerance=statement.tolerance,
+        needs=needed(statement.needs, statement.decided),
+        lacks=lacks(statement.needs, coverages),
         **asdict(finding),
         command=own,
         minutes=sum(_seconds(folder, name) for name in names) / 60,
@@ -120,14 +116,84 @@ def _claim(statement: Statement, folder: Path, command: str) -> Claim:
     )
 
 
-def _judged(statement: Statement, folder: Path, command: str) -> Finding:
+def _value(finding: Finding) -> float:
+    return finding.predicted if isnan(finding.measured) else finding.measured
+
+
+def _absent(statement: Statement, folder: Path, command: str) -> list[str]:
+    """The notebooks that were not executed, or failed. Raises InputError for a file of one that was."""
+    missing = [path for path in statement.inputs if not (folder / path).is_file()]
+    for path in missing:
+        if not _failed(folder, name := _notebook(path)) and _environment(folder, name):
+            raise InputError(
+                f"{folder / path}: is missing, but {name} was executed; this brings it back: {command} --only {name}"
+            )
+    names = dict.fromkeys(map(_notebook, statement.inputs))
+    return [name for name in names if _failed(folder, name) or name in map(_notebook, missing)]
+
+
+def _failed(folder: Path, name: str) -> bool:
+    return (folder / "notebooks" / f"{name}.failed.ipynb").is_file()
+
+
+def _judged(
+    statement: Statement, here: Contents, folder: Path, command: str, reference: Contents | None
+) -> tuple[Finding, Sequence[Coverage]]:
+    """By all that is here; where points are missing, by those that are not, if they can decide it."""
+    finding = _judge(statement, here, folder, command)
+    if reference is None:
+        return finding, []
+    coverages = [_covered(need, here, reference, folder, command) for need in statement.needs]
+    short = [need for need, coverage in zip(statement.needs, coverages, strict=True) if not coverage.whole]
+    if not short:
+        return finding, coverages
+    if statement.decided and all(need.divisible for need in short):
+        part = dict(here)
+        for need, coverage in zip(statement.needs, coverages, strict=True):
+            if need.divisible:
+                part[need.source] = _with_rows(part[need.source], need, coverage.here)
+        found = _judge(statement, part, folder, command)
+        if found.verdict == statement.decided:
+            return found, coverages
+    return replace(finding, verdict="not in this grid", reason=f"what is here: {finding.reason}"), coverages
+
+
+def _judge(statement: Statement, contents: Contents, folder: Path, command: str) -> Finding:
     try:
-        return statement.judge(*(_content(folder, path) for path in statement.inputs))
+        return statement.judge(
+            *(content.results if isinstance(content, Record) else content for content in contents.values())
+        )
     except KeyError as error:
-        where = ", ".join(str(folder / path) for path in statement.inputs)
-        raise InputError(
-            f"{where}: there is no {error}: of another version of the workbench; this makes it anew: {command}"
-        ) from error
+        raise _of_another_version(list(contents), folder, command, error) from error
+
+
+def _covered(need: Need, here: Contents, reference: Contents, folder: Path, command: str) -> Coverage:
+    try:
+        return covered(need, _rows(here[need.source], need), _rows(reference[need.source], need))
+    except KeyError as error:
+        raise _of_another_version([need.source], folder, command, error) from error
+
+
+def _of_another_version(paths: Sequence[str], folder: Path, command: str, error: KeyError) -> InputError:
+    where = ", ".join(str(folder / path) for path in paths)
+    return InputError(
+        f"{where}: there is no {error}: of another version of the workbench; this makes it anew: {command}"
+    )
+
+
+def _rows(content: Content, need: Need) -> pd.DataFrame:
+    """The rows that a need is about: a table, or a list of a record's results; of a parameter the only one."""
+    if isinstance(content, pd.DataFrame):
+        return content
+    found = content.results.get(need.table, content.parameters.get(need.table, []))
+    return pd.DataFrame(found if isinstance(found, list) else [found], columns=None if found else list(need.columns))
+
+
+def _with_rows(content: Content, need: Need, rows: pd.DataFrame) -> Content:
+    """The content with other rows there."""
+    if isinstance(content, pd.DataFrame):
+        return rows
+    return content.model_copy(update={"results": {**content.results, need.table: rows.to_dict("records")}})
 
 
 def _notebook(path: str) -> str:
@@ -135,11 +201,13 @@ def _notebook(path: str) -> str:
     return next(name for name in NOTEBOOKS if Path(path).name.startswith(name.partition("-")[0]))
 
 
-def _content(folder: Path, path: str) -> pd.DataFrame | Mapping[str, Any]:
+def _content(folder: Path, path: str) -> Content:
     if path.endswith(".json"):
-        return load_record(folder.name, Path(path).stem, folder.parent).results
+        return load_record(folder.name, Path(path).stem, folder.parent)
     try:
         return pd.read_csv(folder / path)
+    except FileNotFoundError:
+        raise InputError(f"{folder / path}: No such file") from None
     except ValueError as error:  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
         raise InputError(f"{folder / path}: not a table: {error}") from None
 
@@ -156,183 +224,3 @@ def _environment(folder: Path, name: str) -> Environment | None:
 def _seconds(folder: Path, name: str) -> float:
     path = folder / "notebooks" / f"{name}.json"
     return files.load(NotebookRecord, path).seconds if path.is_file() else nan
-
-
-GRID = ("tables/06-speedups.csv", "tables/06-policies.csv")
-STATED = f"up to {STATED_SPEEDUP}x"
-REACHED = (
-    f"holds if the largest observed one is at least {STATED_SPEEDUP}x; open if its interval holds that number, or if "
-    "only what was too slow to be executed is predicted to reach it"
-)
-UNBEATEN = (
-    f"holds if none is observed to be over {1 + findings.NOISE:g} times as fast; fails if one is, with quartiles "
-    "apart; else open"
-)
-PREDICTED = (
-    f"holds if {findings.ENOUGH:.0%} of the plans are within {findings.CLOSE}%, and half are within "
-    f"{findings.CLOSER}%; computing is paced to the profile that predicts, so this is about messages, links and order"
-)
-SPEEDUPS = (
-    Statement(
-        f"Training is {STATED} faster than cloud-based training, read as everything on the cloud",
-        "abstract",
-        "abstract",
-        "largest speedup over all-cloud",
-        REACHED,
-        GRID,
-        partial(findings.reaches, "all-cloud", False),
-        STATED,
-    ),
-    Statement(
-        f"Training is {STATED} faster than cloud-based training, read as two tiers: device and cloud",
-        "abstract",
-        "abstract",
-        "largest speedup over jointdnn",
-        REACHED,
-        GRID,
-        partial(findings.reaches, "jointdnn", False),
-        STATED,
-    ),
-    *(
-        Statement(
-            f"At the lowest rate to the cloud the speedup over {policy} is as large as the paper's for some model",
-            "target of this reproduction",
-            "ours",
-            f"speedup over {policy} at the lowest rate",
-            REACHED,
-            GRID,
-            partial(findings.reaches, policy, True),
-            STATED,
-        )
-        for policy in ("all-cloud", "jointdnn")
-    ),
-)
-PLANS = (
-    Statement(
-        "The scheduler's solution gives the minimum training time: nothing that trains the same is faster",
-        "abstract",
-        "abstract",
-        "times as fast as hiertrain, the fastest other policy",
-        UNBEATEN,
-        GRID,
-        partial(findings.unbeaten, (*BASELINES, "hiertrain+")),
-    ),
-    Statement(
-        "The scheduler proves its solutions",
-        "ours",
-        "ours",
-        "share of the searches that end with a proof",
-        f"holds if all do: what is proven is within {findings.PROOF:g} of the plan's time",
-        ("records/03-optimization.json", "records/10-scheduler.json"),
-        findings.proven,
-    ),
-    Statement(
-        "Dividing layers and samples is usually faster than the better of dividing layers only and samples only",
-        "ours",
-        "ours",
-        f"share of the settings in which it is, by more than {findings.NOISE:.0%}",
-        "holds if it is in more than half of them",
-        GRID,
-        findings.hybrid,
-    ),
-    Statement(
-        "Hybrid parallelism is never slower than a baseline that trains the same",
-        "a reading of the abstract",
-        "ours",
-        "times as fast as hiertrain, the fastest baseline",
-        UNBEATEN,
-        GRID,
-        partial(findings.unbeaten, BASELINES),
-    ),
-    Statement(
-        "The plan adapts to the network",
-        "abstract",
-        "abstract",
-        "different plans over the rates to the cloud, most of all models",
-        "holds if some model has more than one; where one plan is the best at all rates, nothing is to be adapted",
-        ("tables/06-policies.csv",),
-        findings.adapts,
-    ),
-    Statement(
-        "Most parameters sit in the last, fully connected layers",
-        "summary by others",
-        "summary by others",
-        "share of the parameters",
-        "holds if it is more than half",
-        ("tables/01-layers.csv",),
-        findings.connected,
-    ),
-    Statement(
-        "The fully connected layers stay on one worker",
-        "summary by others",
-        "summary by others",
-        "share of the plans of several workers",
-        "holds if in all of them only the root reaches these layers (where 01-models lists none: the last layer)",
-        ("tables/06-policies.csv", "tables/01-layers.csv"),
-        findings.kept,
-    ),
-)
-OURS = (
-    Statement(
-        "Training on three machines is the same as on one",
-        "ours",
-        "ours",
-        "largest difference of a weight early on, as a share of the largest weight",
-        f"holds if at most {findings.SAME_WEIGHT:g}, and accuracies end at most {findings.SAME_ACCURACY} apart",
-        ("tables/04-drift.csv", "tables/04-accuracy.csv", "records/04-training.json"),
-        findings.same_training,
-    ),
-    Statement(
-        "Every policy that sends float32 learns the same from the same mini-batches",
-        "ours",
-        "ours",
-        "largest difference of a loss early on, as a share of it",
-        f"holds if at most {findings.SAME_LOSS:g}, and accuracies end at most {findings.SAME_ACCURACY} apart",
-        ("tables/08-convergence.csv", "records/08-convergence.json"),
-        findings.same_losses,
-    ),
-    Statement(
-        "JALAD's 8-bit activations cost no accuracy as far as was trained",
-        "ours",
-        "ours",
-        "accuracy below that of one process",
-        f"holds if at most {findings.SAME_ACCURACY}",
-        ("tables/08-convergence.csv", "records/08-convergence.json"),
-        findings.eight_bits,
-    ),
-    Statement(
-        "The time per iteration is predicted from measured layers and links",
-        "ours",
-        "ours",
-        f"share of the plans that are predicted within {findings.CLOSE}%",
-        PREDICTED,
-        ("tables/05-predictions.csv",),
-        findings.predicted_plans,
-    ),
-    Statement(
-        "The time per iteration is predicted from recorded profiles and nominal rates",
-        "ours",
-        "ours",
-        f"share of the plans that are predicted within {findings.CLOSE}%",
-        PREDICTED,
-        ("tables/06-policies.csv",),
-        findings.predicted_grid,
-    ),
-    *(
-        Statement(
-            f"The runtime costs no more than {rival}",
-            "target of this reproduction",
-            "ours",
-            f"time per iteration over the rival's, {comparison}",
-            f"holds if it is at most {aim:g} in every case; fails if even a lower quartile is above; else open",
-            ("tables/09-benchmarks.csv",),
-            partial(findings.overhead, comparison, aim),
-        )
-        for comparison, rival, aim in (
-            ("one worker", "a plain loop", 1.03),
-            ("data-parallel", "DistributedDataParallel", 1.0),
-            ("layer split", "torch.distributed.pipelining", 1.0),
-        )
-    ),
-)
-STATEMENTS = (*SPEEDUPS, *PLANS, *OURS)

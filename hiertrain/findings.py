@@ -15,7 +15,7 @@ import pandas as pd
 
 from hiertrain.figures.speedups import STATED_SPEEDUP
 
-Verdict = Literal["holds", "fails", "open"]
+Verdict = Literal["holds", "fails", "open", "not in this grid"]
 
 NOISE = 0.05  # two executions of a plan may differ by this share of its time
 PROOF = 1e-5  # share of a plan's time by which what is proven may stay below it: the solver rounds costs to integers
@@ -29,6 +29,8 @@ FULLY_CONNECTED = r"fc\d*$|classifier|heads"
 PART = re.compile(r"(\S+) 1\.\.(\d+) x \d+(?: to (\S+))?")  # of a plan in words: worker, depth, parent
 # The models that the paper is recalled to use.
 PAPER_MODELS = ("lenet5", "alexnet-cifar", "alexnet")
+LATE = 0.01  # share of the time by which paced actions may come too late, so that times are still the hosts'
+NOTHING_TO_COMPARE = "no setting of this run has hiertrain and a policy to compare it with"
 ONLY_PREDICTED = "only predicted here: 06-speedups was told to execute nothing"
 TOO_SLOW = "only predicted here: the plans that it is about are too slow to be executed"
 
@@ -53,6 +55,8 @@ def reaches(policy: str, lowest_rate: bool, speedups: pd.DataFrame, policies: pd
     Open where its interval holds the paper's, and where that is predicted only of what was too slow to be executed.
     """
     rows = _pairs(speedups, policies, [policy])
+    if rows.empty:
+        return Finding("open", f"no setting of this run has {policy} and hiertrain")
     if lowest_rate:
         rows = rows[rows["cloud_mbps"] == rows["cloud_mbps"].min()]
     foreseen = _most(rows, "predicted")
@@ -75,9 +79,12 @@ def reaches(policy: str, lowest_rate: bool, speedups: pd.DataFrame, policies: pd
 def unbeaten(others: tuple[str, ...], speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
     """Whether none of the others is observed to be faster than hiertrain by more than noise.
 
-    The numbers are how many times as fast the fastest one is. Open where that is so, but quartiles overlap.
+    The numbers are how many times as fast the fastest one is. Open where that is so, but quartiles overlap, or paced
+    actions came too late.
     """
     rows = _pairs(speedups, policies, others)
+    if rows.empty:
+        return Finding("open", NOTHING_TO_COMPARE)
     turned = {"predicted": "predicted", "observed": "observed", "low": "high", "high": "low"}
     rows = rows.assign(**{name: 1 / rows[source] for name, source in turned.items()})
     ratios = rows.dropna(subset="observed")
@@ -89,7 +96,7 @@ def unbeaten(others: tuple[str, ...], speedups: pd.DataFrame, policies: pd.DataF
     if faster.empty:
         closest = _most(ratios, "observed")
         return _found("holds", f"in {tried} settings; the closest is {closest['policy']}{_late(closest)}", closest)
-    apart = faster[faster["low"] > 1]
+    apart = faster[(faster["low"] > 1) & (faster[["late_share", "late_share_of"]].max(axis="columns") <= LATE)]
     fastest = _most(faster if apart.empty else apart, "observed")
     counts = ", ".join(f"{name} {count}" for name, count in faster["policy"].value_counts(sort=False).items())
     foreseen = int((faster["predicted"] > 1).sum())
@@ -108,6 +115,8 @@ def hybrid(speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
     """
     keys = _settings(speedups)
     rows = _pairs(speedups, policies, ["layer-parallel", "data-parallel"])
+    if rows.empty:
+        return Finding("open", NOTHING_TO_COMPARE)
     share = float((rows.groupby(keys)["predicted"].min() > 1 + NOISE).mean())
     observed = rows.dropna(subset="observed")
     if observed.empty:
@@ -118,7 +127,7 @@ def hybrid(speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
     won = (better["observed"] > 1 + NOISE).sum()
     most = _most(better, "observed")
     return Finding(
-        "holds" if shares["observed"] > 0.5 else "fails",
+        "open" if shares["low"] <= 0.5 < shares["high"] else "holds" if shares["observed"] > 0.5 else "fails",
         f"in {won} of {len(better)} settings, by most {most['observed']:.2f}x{_late(most)}",
         predicted=share,
         measured=shares["observed"],
@@ -159,6 +168,8 @@ def connected(layers: pd.DataFrame) -> Finding:
     shares = within.groupby(models, sort=False).sum() / layers["parameter_kib"].groupby(models, sort=False).sum()
     of_paper = shares[shares.index.isin(PAPER_MODELS)]
     judged = shares if of_paper.empty else of_paper
+    if judged.empty:
+        return Finding("open", "no layers are listed in this run")
     return Finding(
         "holds" if judged.min() > 0.5 else "fails",
         "; ".join(f"{share:.1%} of {model}" for model, share in shares.items()),
@@ -198,14 +209,17 @@ def kept(policies: pd.DataFrame, layers: pd.DataFrame) -> Finding:
 
 def proven(optimization: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Finding:
     """Whether the searches of 03-optimization and of 10-scheduler ended with a proof."""
-    optimal = pd.DataFrame(optimization["proofs"])["status"] == "optimal"
-    searches = pd.DataFrame(scheduler["recorded"])
+    proofs, searches = pd.DataFrame(optimization["proofs"]), pd.DataFrame(scheduler["recorded"])
+    if proofs.empty or searches.empty:
+        return Finding("open", "nothing was searched for in this run")
+    optimal = proofs["status"] == "optimal"
     searches = searches[searches["way"] != "programmes"]  # the paper's way, which proves nothing
     gaps = 1 - searches["bound_ms"] / searches["objective_ms"]
     ended, tried = int(optimal.sum() + (gaps <= PROOF).sum()), len(optimal) + len(gaps)
+    above = gaps.clip(lower=0).max()
     return Finding(
         "holds" if ended == tried else "fails",
-        f"{ended} of {tried} searches ended with a proof; plans are at most {max(gaps.max(), 0):.0e} above their bound",
+        f"{ended} of {tried} searches ended with a proof; plans are at most {above:.0e} above their bound",
         measured=ended / tried,
         where="recorded profiles",
         kind="exact",
@@ -214,6 +228,8 @@ def proven(optimization: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Fin
 
 def same_training(drift: pd.DataFrame, scores: pd.DataFrame, record: Mapping[str, Any]) -> Finding:
     """Whether weights and accuracy in 04-training are those of one machine."""
+    if drift.empty or scores.empty:
+        return Finding("open", "nothing was trained in this run")
     relative = drift["largest_difference"] / drift["largest_weight"]
     first, iterations = float(relative.iloc[0]), drift["iteration"].iloc[0]
     apart = float(scores["test accuracy"].max() - scores["test accuracy"].min())
@@ -228,8 +244,10 @@ def same_training(drift: pd.DataFrame, scores: pd.DataFrame, record: Mapping[str
 
 def same_losses(final: pd.DataFrame, record: Mapping[str, Any]) -> Finding:
     """Whether every plan that sends float32 has the losses of one process in 08-convergence, and its accuracy."""
-    alone, exact = final[final["encoding"].isna()].iloc[0], final[final["encoding"] == "float32"]
-    worst = _most(exact, "first_difference")
+    single, exact = final[final["encoding"].isna()], final[final["encoding"] == "float32"]
+    if single.empty or exact.empty:
+        return Finding("open", "one process and a plan were not both trained in this run")
+    alone, worst = single.iloc[0], _most(exact, "first_difference")
     apart = float((exact["accuracy"] - alone["accuracy"]).abs().max())
     good = worst["first_difference"] <= SAME_LOSS and apart <= SAME_ACCURACY
     return Finding(
@@ -243,10 +261,10 @@ def same_losses(final: pd.DataFrame, record: Mapping[str, Any]) -> Finding:
 
 def eight_bits(final: pd.DataFrame, record: Mapping[str, Any]) -> Finding:
     """Whether 8-bit activations cost accuracy in 08-convergence."""
-    alone, rounded = final[final["encoding"].isna()].iloc[0], final[final["encoding"] == "uint8"]
-    if rounded.empty:
-        return Finding("open", "nothing was trained with 8-bit activations in this run")
-    worst = rounded.nsmallest(1, "accuracy").iloc[0]
+    single, rounded = final[final["encoding"].isna()], final[final["encoding"] == "uint8"]
+    if single.empty or rounded.empty:
+        return Finding("open", "one process and 8-bit activations were not both trained in this run")
+    alone, worst = single.iloc[0], rounded.nsmallest(1, "accuracy").iloc[0]
     lost = float(alone["accuracy"] - worst["accuracy"])
     return Finding(
         "holds" if lost <= SAME_ACCURACY else "fails",
@@ -260,9 +278,11 @@ def eight_bits(final: pd.DataFrame, record: Mapping[str, Any]) -> Finding:
 
 def predicted_plans(plans: pd.DataFrame) -> Finding:
     """Whether the times of 05-prediction are predicted."""
+    if plans.empty:
+        return Finding("open", "no plan was executed in this run")
     models, rates = plans["model"].unique(), plans["uplink_mbps"].unique()
     where = f"{', '.join(models)}; {', '.join(f'{rate:g}' for rate in rates)} Mbit/s to the cloud"
-    return _predictions(plans["error_percent"], where, str(plans["kind"].iloc[0]))
+    return _predictions(plans, where, str(plans["kind"].iloc[0]))
 
 
 def predicted_grid(policies: pd.DataFrame) -> Finding:
@@ -272,7 +292,7 @@ def predicted_grid(policies: pd.DataFrame) -> Finding:
         return Finding("open", ONLY_PREDICTED)
     errors = 100 * (executed["predicted_ms"] / executed["observed_ms"] - 1)
     worst = _most(executed.assign(size=errors.abs()), "size")
-    return _predictions(errors, f"worst: {worst['policy']}, {_where(worst)}", str(worst["kind"]))
+    return _predictions(executed, f"worst: {worst['policy']}, {_where(worst)}", str(worst["kind"]))
 
 
 def overhead(comparison: str, aim: float, benchmarks: pd.DataFrame) -> Finding:
@@ -280,12 +300,13 @@ def overhead(comparison: str, aim: float, benchmarks: pd.DataFrame) -> Finding:
     rows = benchmarks[benchmarks["comparison"] == comparison]
     if rows.empty:
         return Finding("open", f"09-benchmarks has no comparison of {comparison!r} in this run")
-    slow, surely = rows["ratio"] > aim, rows["low"] > aim
+    slow, surely, unsure = rows["ratio"] > aim, rows["low"] > aim, rows["high"] > aim
     worst = _most(rows[surely] if surely.any() else rows, "ratio")
-    verdict = "fails" if surely.any() else "open" if slow.any() else "holds"
+    verdict = "fails" if surely.any() else "open" if unsure.any() else "holds"
     return Finding(
         verdict,
-        f"at most {aim:g} times as long in {len(rows) - slow.sum()} of {len(rows)} cases",
+        f"at most {aim:g} times as long in {len(rows) - slow.sum()} of {len(rows)} cases, "
+        f"with upper quartiles in {len(rows) - unsure.sum()}",
         measured=float(worst["ratio"]),
         low=float(worst["low"]),
         high=float(worst["high"]),
@@ -294,12 +315,16 @@ def overhead(comparison: str, aim: float, benchmarks: pd.DataFrame) -> Finding:
     )
 
 
-def _predictions(errors: pd.Series, where: str, kind: str) -> Finding:
-    """``errors``: in percent of the time that a plan had, one per plan."""
-    sizes = errors.abs()
+def _predictions(plans: pd.DataFrame, where: str, kind: str) -> Finding:
+    """``plans``: what each was predicted to take, what it took, the quartiles, and how late paced actions came."""
+    sizes = 100 * (plans["predicted_ms"] / plans["observed_ms"] - 1).abs()
+    # The least error that noise leaves: to the nearer quartile, none within them or where paced actions were late.
+    nearest_ms = plans["predicted_ms"].clip(plans["low_ms"], plans["high_ms"]).fillna(plans["observed_ms"])
+    least = 100 * (plans["predicted_ms"] / nearest_ms - 1).abs().where(plans["late_share"].fillna(0) <= LATE, 0)
     share, median = float((sizes <= CLOSE).mean()), float(sizes.median())
+    close, possible = ((errors <= CLOSE).mean() >= ENOUGH and errors.median() <= CLOSER for errors in (sizes, least))
     return Finding(
-        "holds" if share >= ENOUGH and median <= CLOSER else "fails",
+        "holds" if close else "open" if possible else "fails",
         f"{(sizes <= CLOSE).sum()} of {len(sizes)} plans; median error {median:.1f}%, worst {sizes.max():.1f}%",
         measured=share,
         where=where,
@@ -317,6 +342,7 @@ def _pairs(speedups: pd.DataFrame, policies: pd.DataFrame, others: list[str] | t
     keys = _settings(speedups)
     plans = policies[[*keys, "policy", "plan", "late_share"]]
     ours = plans[plans["policy"] == "hiertrain"].drop(columns="policy")
+    speedups = speedups.astype({key: plans[key].dtype for key in keys})  # an empty table has types of its own
     pairs = speedups.merge(plans, on=[*keys, "policy"]).merge(ours, on=keys, suffixes=("", "_of"))
     return pairs[pairs["policy"].isin(others)]
 
@@ -349,4 +375,4 @@ def _where(row: pd.Series) -> str:
 def _late(row: pd.Series) -> str:
     """A note where this machine did not keep the pace of the hosts that it emulated."""
     late = max(row["late_share"], row["late_share_of"])
-    return f"; paced actions came too late for {late:.0%} of the time there" if late > 0.01 else ""
+    return f"; paced actions came too late for {late:.0%} of the time there" if late > LATE else ""

@@ -16,13 +16,13 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hiertrain import files
-from hiertrain.figures import load_caption
+from hiertrain.figures import VERDICT_COLOURS, load_caption
 from hiertrain.reproduce import NotebookRecord
 from hiertrain.values import InputError
 
 CLAIMS = "tables/99-claims.csv"
 # Of the claims' many columns, those of their table; the others stand below it, claim by claim.
-SUMMARY = ["claim", "paper", "quantity", "predicted", "measured", "low", "high", "kind", "verdict"]
+SUMMARY = ["claim", "verdict", "paper", "quantity", "predicted", "measured", "low", "high", "reference", "kind"]
 LONGEST_TABLE = 40  # rows; of a longer one only the first are shown
 MOST_COLUMNS = 10  # of a table whose words are kept whole on paper
 
@@ -52,6 +52,8 @@ class Claims:
 
     table: Table
     details: list[dict[str, str]]  # by column: the claim, its verdict, and all that is not in the table
+    verdicts: dict[str, int]  # how many claims have each
+    reduced: int  # how many claims lack points of the whole grid
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def write_report(folder: Path, notebooks: Sequence[str], command: str) -> Path:
     page = templates.get_template("report.html.jinja").render(
         run=folder.name,
         command=command,
+        colours={_class(verdict): colour for verdict, colour in VERDICT_COLOURS.items()},
         claims=_claims(folder) if any(CLAIMS in record.outputs for record in records.values()) else None,
         environment=_environment(records),
         records=records,
@@ -138,12 +141,13 @@ def _read(path: Path) -> pd.DataFrame:
 def _claims(folder: Path) -> Claims:
     """Raises InputError for a table that is not that of the claims."""
     df = _read(folder / CLAIMS)
-    for column in SUMMARY:
+    for column in [*SUMMARY, "lacks"]:
         if column not in df.columns:
             raise InputError(f"{folder / CLAIMS}: column {column!r} is missing")
     columns = ["claim", "verdict", *(column for column in df.columns if column not in SUMMARY)]
     details = [{str(key): _text(value) for key, value in row.dropna().items()} for _, row in df[columns].iterrows()]
-    return Claims(_table(CLAIMS, df[SUMMARY]), details)
+    verdicts = {verdict: int((df["verdict"] == verdict).sum()) for verdict in VERDICT_COLOURS}
+    return Claims(_table(CLAIMS, df[SUMMARY]), details, verdicts, reduced=int(df["lacks"].notna().sum()))
 
 
 def _table(output: str, df: pd.DataFrame) -> Table:
@@ -153,9 +157,14 @@ def _table(output: str, df: pd.DataFrame) -> Table:
         return Table(output, "", rows=0, shown=0)
     width = "wide" if len(df.columns) > MOST_COLUMNS else None
     text = shown.to_html(index=False, border=0, classes=width, justify="left", na_rep="", float_format=_number)
-    text = re.sub(r"<td>(holds|fails|open)</td>", r'<td class="\1">\1</td>', text)
+    verdicts = "|".join(VERDICT_COLOURS)
+    text = re.sub(f"<td>({verdicts})</td>", lambda cell: f'<td class="{_class(cell[1])}">{cell[1]}</td>', text)
     text = re.sub(r"<td>(?=[^<]{40})", '<td class="prose">', text)  # which a narrow column would make very tall
     return Table(output, text, rows=len(df), shown=len(shown))
+
+
+def _class(verdict: str) -> str:
+    return verdict.replace(" ", "-")
 
 
 def _text(value: object) -> str:

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from hiertrain import files
 from hiertrain.claims import Claim
-from hiertrain.figures import load_caption
+from hiertrain.figures import VERDICT_COLOURS, load_caption
 from hiertrain.records import Environment
 from hiertrain.report import LONGEST_TABLE, MOST_COLUMNS, SUMMARY, write_report
 from hiertrain.reproduce import NotebookRecord
@@ -31,17 +31,19 @@ COMMAND = "hiertrain reproduce small --run try"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 CLAIMS = pd.DataFrame(
     {
-        "claim": ["faster <than> the cloud", "as accurate", "less private & more"],
-        "paper": ["up to 7x", "", ""],
+        "claim": ["faster <than> the cloud", "as accurate", "less private & more", "larger"],
+        "paper": ["up to 7x", "", "", ""],
         "quantity": "a <ratio>",
         "predicted": 7.125,
-        "measured": [7.25, 0.5, None],
+        "measured": [7.25, 0.5, None, 3],
         "low": 0.25,
         "high": 8.5,
+        "reference": [7.375, None, None, 6.625],
         "kind": "measured",
-        "verdict": ["holds", "fails", "open"],
-        "reason": ["so it <is>", 'it is "not"', ""],
-        "minutes": [1.23456, None, None],
+        "lacks": ["", "", "", "6 of 7 points"],
+        "verdict": ["holds", "fails", "open", "not in this grid"],
+        "reason": ["so it <is>", 'it is "not"', "", ""],
+        "minutes": [1.23456, None, None, None],
     }
 )
 LONG = pd.DataFrame({"number": range(1, LONGEST_TABLE + 3), "square": [0.1234567 * n * n for n in range(42)]})
@@ -186,8 +188,9 @@ def test_claims_stand_first_and_their_verdicts_have_classes(folder):
     assert "faster &lt;than&gt; the cloud" in first[0]
     assert page.texts("th")[: len(SUMMARY)] == SUMMARY
     for verdict in CLAIMS["verdict"]:
-        assert page.texts(of_class=verdict) == [verdict]
-        assert f".{verdict} {{ background:" in page.source
+        name = verdict.replace(" ", "-")
+        assert page.texts(of_class=name) == [verdict]
+        assert f".{name} {{ background: {VERDICT_COLOURS[verdict]};" in page.source
     assert "7.25" in page.texts("td")
     assert "8.5" in page.texts("td")
 
@@ -195,9 +198,17 @@ def test_claims_stand_first_and_their_verdicts_have_classes(folder):
 def test_what_else_there_is_to_say_follows_claim_by_claim(folder):
     page = report_of(folder)
     expected = [f"{claim}: {verdict}" for claim, verdict in zip(CLAIMS["claim"], CLAIMS["verdict"], strict=True)]
-    assert page.texts("h3")[:3] == expected
-    assert page.texts("dt") == ["reason", "minutes", "reason"]  # none where nothing is said
-    assert page.texts("dd") == ["so it <is>", "1.235", 'it is "not"']
+    assert page.texts("h3")[:4] == expected
+    assert page.texts("dt") == ["reason", "minutes", "reason", "lacks"]  # none where nothing is said
+    assert page.texts("dd") == ["so it <is>", "1.235", 'it is "not"', "6 of 7 points"]
+
+
+def test_the_first_screen_says_that_the_grid_is_reduced(folder):
+    text = " ".join(report_of(folder).source.partition("<nav>")[0].split())
+    assert "Verdicts on 4 claims: holds 1, fails 1, open 1, not in this grid 1." in text
+    assert "<strong>This grid is reduced.</strong> 1 claims are about" in text
+    add_table(folder, "99-claims", CLAIMS.assign(lacks=""))
+    assert "reduced.</strong>" not in report_of(folder).source
 
 
 def test_the_columns_of_the_claims_are_those_that_are_shown(folder):

@@ -4,7 +4,7 @@ Every figure says whether it shows something measured (real messages over links)
 itself holds back) or predicted (cost model). The colours are seaborn's palette for colour-blind readers.
 """
 
-from hiertrain.figures.claims import plot_claims
+from hiertrain.figures.claims import VERDICT_COLOURS, plot_claims
 from hiertrain.figures.comparisons import plot_convergence, plot_ratios
 from hiertrain.figures.granularity import ONE_PROCESS, plot_differences, plot_gains, plot_learning, plot_shares
 from hiertrain.figures.plans import plot_agreement, plot_errors, plot_timeline, plot_times
@@ -18,6 +18,7 @@ __all__ = [
     "ONE_PROCESS",
     "POLICY_STYLES",
     "SOURCES",
+    "VERDICT_COLOURS",
     "Source",
     "load_caption",
     "plot_agreement",
