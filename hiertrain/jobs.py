@@ -1,11 +1,13 @@
 """What a testbed asks of its workers and what they answer: plain validated JSON, no pickle.
 
-A control message is one line of JSON; if it says ``payload_bytes``, that many raw bytes follow the line. Requests go
+A control message is one line of JSON; if it says ``payload_bytes``, that many raw bytes follow the line. A long payload
+travels in parts, so that signs of life pass between them, and each of them is one. Requests go
 to a worker's standard input, answers come from its standard output, so that the same code serves a local process, a
 network namespace and an SSH session, and a worker notices at once when whoever started it is gone.
 """
 
 import json
+from collections.abc import Iterator
 from typing import IO, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -17,6 +19,7 @@ from hiertrain.values import Value
 
 Rival = Literal["plain", "ddp", "ddp-scatter", "pipelining"]  # see the module ``rivals``
 BEAT_S = 0.5  # between two signs of life of a worker that has a job
+PART_BYTES = 2**16  # of a payload; takes 0.3 s at 1.5 Mbit/s
 
 
 class ModelSettings(Value):
@@ -282,9 +285,17 @@ class Reply(Value):
 
     answer: Answer
     payload_bytes: NonNegativeInt = 0
+    more: bool = False  # of the payload follows, in a later line with the same answer
 
 
-def write_message(stream: IO[bytes], message: Request | Reply, payload: bytes = b"") -> None:
+def replies(answer: Answer, payload: bytes = b"") -> Iterator[tuple[Reply, memoryview]]:
+    """The lines that an answer takes, each with its part of the payload."""
+    for start in range(0, max(1, len(payload)), PART_BYTES):
+        part = memoryview(payload)[start : start + PART_BYTES]
+        yield Reply(answer=answer, payload_bytes=len(part), more=start + PART_BYTES < len(payload)), part
+
+
+def write_message(stream: IO[bytes], message: Request | Reply, payload: bytes | memoryview = b"") -> None:
     """Write one control message, flushed."""
     stream.write(message.model_dump_json().encode() + b"\n")
     stream.write(payload)
@@ -297,8 +308,8 @@ def read_request(stream: IO[bytes]) -> Request | None:
     return Request.model_validate(json.loads(line)) if line else None
 
 
-def read_reply(stream: IO[bytes]) -> tuple[Answer, bytes] | None:
-    """The next answer and its payload, or None at the end of the stream."""
+def read_reply(stream: IO[bytes]) -> tuple[Reply, bytes] | None:
+    """The next line and its part of a payload, or None at the end of the stream."""
     line = stream.readline()
     if not line:
         return None
@@ -306,4 +317,4 @@ def read_reply(stream: IO[bytes]) -> tuple[Answer, bytes] | None:
     payload = stream.read(reply.payload_bytes)
     if len(payload) < reply.payload_bytes:
         return None
-    return reply.answer, payload
+    return reply, payload

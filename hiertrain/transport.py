@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from hiertrain.jobs import ClockReading, Group
 from hiertrain.network import Link
+from hiertrain.values import RunError
 
 CLOCK_EXCHANGES = 10
 MEETING_TIMEOUT_S = 120.0  # until all members have built their models and loaded their data
@@ -36,19 +37,11 @@ class Transport:
     """One worker's side of a process group; a context manager that leaves the group at its end."""
 
     def __init__(self, name: str, group: Group, links: Mapping[str, Link]) -> None:
-        """Join ``group`` as ``name``. Sends to the peers in ``links`` are delayed as those links would."""
-        meeting = timedelta(seconds=MEETING_TIMEOUT_S)
-        store = dist.TCPStore(group.store_address, group.store_port, is_master=False, timeout=meeting)
-        store = dist.PrefixStore(group.tag, store)
-        store.set(name, "here")
-        store.wait(list(group.members), meeting)
-        dist.init_process_group(
-            "gloo",
-            store=store,
-            rank=group.members.index(name),
-            world_size=len(group.members),
-            timeout=timedelta(seconds=group.timeout_s),
-        )
+        """Join ``group`` as ``name``. Sends to the peers in ``links`` are delayed as those links would.
+
+        Raises RunError when the workers cannot meet.
+        """
+        _join(name, group)
         _notice_cut_connections(group.silence_s)
         self._name, self._members = name, group.members
         self._ranks = {member: rank for rank, member in enumerate(group.members)}
@@ -150,6 +143,29 @@ class _EmulatedLink:
             sleep_until(max(ready_s, self.free_s) + self.link.latency_s)
         dist.send(tensor, self.rank, tag=tag)
         return start_s, time.monotonic()
+
+
+def _join(name: str, group: Group) -> None:
+    """Make this process a member of its only process group."""
+    meeting = timedelta(seconds=MEETING_TIMEOUT_S)
+    try:
+        store = dist.TCPStore(group.store_address, group.store_port, is_master=False, timeout=meeting)
+        store = dist.PrefixStore(group.tag, store)
+        store.set(name, "here")
+        store.wait(list(group.members), meeting)
+        dist.init_process_group(
+            "gloo",
+            store=store,
+            rank=group.members.index(name),
+            world_size=len(group.members),
+            timeout=timedelta(seconds=group.timeout_s),
+        )
+    except Exception as error:  # of any kind, MemoryError too, where somebody else has written to the store
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise RunError(
+            f"the workers cannot meet by the store at {group.store_address}:{group.store_port}, "
+            f"which nothing else may write to: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _notice_cut_connections(silence_s: float) -> None:

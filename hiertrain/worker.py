@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 from typing import IO
 
 import torch
@@ -40,6 +41,7 @@ from hiertrain.jobs import (
     Trained,
     TrainJob,
     read_request,
+    replies,
     write_message,
 )
 from hiertrain.models import build_model
@@ -47,18 +49,40 @@ from hiertrain.profiling import probe_link, time_layers
 from hiertrain.runtime import Runner, pack_weights, synchronize
 from hiertrain.transport import Transport
 
+MOST_PAYLOADS = 3  # on their way at once: each is as large as the model
 
-class _Outbox:
-    """Where answers go: the original standard output, so that nothing that a library prints can break in."""
 
-    def __init__(self) -> None:
-        self._stream = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        self._lock = threading.Lock()
+class Outbox:
+    """Where answers go, in a thread of its own, so that no training waits for a thin uplink.
+
+    Payloads leave in parts, and other answers between these: one may take longer than silence may last.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._lines: queue.PriorityQueue[tuple[bool, int, Reply, memoryview]] = queue.PriorityQueue()
+        self._numbers = count()
+        self._room = threading.Semaphore(MOST_PAYLOADS)
+        threading.Thread(target=self._write, daemon=True).start()
 
     def put(self, answer: Answer, payload: bytes = b"") -> None:
-        with self._lock:
-            write_message(self._stream, Reply(answer=answer, payload_bytes=len(payload)), payload)
+        """Send an answer, before all payloads that have not left. Waits while too many of these have not."""
+        if payload:
+            self._room.acquire()
+        for reply, part in replies(answer, payload):
+            self._lines.put((bool(payload), next(self._numbers), reply, part))
+
+    def flush(self) -> None:
+        """Wait until everything has left."""
+        self._lines.join()
+
+    def _write(self) -> None:
+        while True:
+            of_payload, _, reply, part = self._lines.get()
+            write_message(self._stream, reply, part)
+            if of_payload and not reply.more:
+                self._room.release()
+            self._lines.task_done()
 
     def progress(self, done: int, total: int, note: str) -> None:
         self.put(Progress(done=done, total=total, note=note))
@@ -107,7 +131,9 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="the worker's name, such as device, edge or cloud")
     parser.add_argument("--serve-store", metavar="ADDRESS", help="serve the rendezvous store on this own address")
     arguments = parser.parse_args()
-    outbox = _Outbox()
+    # The original standard output, so that nothing that a library prints can break in.
+    outbox = Outbox(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin.buffer, requests), daemon=True).start()
     torch.set_num_interop_threads(1)
@@ -118,6 +144,7 @@ def main() -> None:
         try:
             with Pulse(outbox.put) as pulse:
                 answer = _serve(arguments.name, job, outbox, pulse)
+                outbox.flush()
         except Exception as error:  # reported whole to whoever asked, who decides
             answer = Failure(error=in_one_line(error), traceback=traceback.format_exc())
         outbox.put(answer)
@@ -153,7 +180,7 @@ def _serve_store(address: str) -> dist.TCPStore:
     )
 
 
-def _serve(name: str, job: Job, outbox: _Outbox, pulse: Pulse) -> Profiled | Probed | Trained:
+def _serve(name: str, job: Job, outbox: Outbox, pulse: Pulse) -> Profiled | Probed | Trained:
     match job:
         case ProfileJob():
             torch.set_num_threads(job.threads)

@@ -1,15 +1,19 @@
 """What every kind of testbed has: rules of its settings, the label of its times, and errors that name a worker."""
 
+import os
 import platform
+import queue
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hiertrain import testbeds
-from hiertrain.jobs import BEAT_S, ModelSettings, ProfileJob
+from hiertrain.jobs import BEAT_S, PART_BYTES, Beat, ModelSettings, ProfileJob, Snapshot, Trained, read_reply
 from hiertrain.network import Link
 from hiertrain.testbeds import find_testbed, hosts_of, known_testbeds, open_testbed
 from hiertrain.testbeds.base import Host, Testbed, WorkerError
@@ -25,6 +29,7 @@ from hiertrain.testbeds.settings import (
     load_testbed,
 )
 from hiertrain.values import InputError, Interrupted
+from hiertrain.worker import Outbox
 
 LINK = Link(source="a", target="b", bandwidth_mbps=8, latency_ms=0)
 JOB = ProfileJob(
@@ -38,6 +43,27 @@ import sys
 print('{READY}', flush=True)
 for line in sys.stdin:
     print('{{"answer": {{"kind": "beat"}}}}', flush=True)
+"""
+DONE = f"""
+import sys
+print('{READY}', flush=True)
+for line in sys.stdin:
+    print('{{"answer": {{"kind": "trained"}}}}', flush=True)
+"""
+# One that sends a payload in three parts.
+SNAPSHOT = '{"answer": {"kind": "snapshot", "iteration": 1}, "payload_bytes": 2, "more": %s}\n%s'
+ANSWERS = [
+    SNAPSHOT % ("true", "ab"),
+    '{"answer": {"kind": "beat", "where": "here"}}\n',
+    SNAPSHOT % ("true", "cd"),
+    SNAPSHOT % ("false", "ef"),
+    '{"answer": {"kind": "trained"}}\n',
+]
+PARTS = f"""
+import sys
+print('{READY}', flush=True)
+for line in sys.stdin:
+    print({"".join(ANSWERS)!r}, end="", flush=True)
 """
 
 
@@ -179,3 +205,77 @@ def test_an_interrupt_says_that_all_workers_have_ended(monkeypatch: pytest.Monke
         with pytest.raises(Interrupted, match=r"^interrupted; all workers have ended$"):
             stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert all(worker.process.poll() is not None for worker in workers.values())
+
+
+class Asleep(queue.SimpleQueue):
+    """Answers to a process that is stopped once, for much longer than silence may last, while it listens."""
+
+    def __init__(self, clock: "Clock") -> None:
+        self._clock = clock
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if not self._clock.jumped_s:
+            self._clock.jumped_s = 1000.0
+            raise queue.Empty
+        return super().get(block, timeout)
+
+
+class Clock:
+    jumped_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.jumped_s
+
+
+def test_workers_are_not_silent_while_their_parent_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with fake_testbed(a=DONE) as testbed:
+        monkeypatch.setattr("hiertrain.testbeds.base.time", clock)
+        testbed._answers = Asleep(clock)
+        assert testbed.run({"a": JOB}) == {"a": Trained()}
+    assert clock.jumped_s
+
+
+def test_answers_pass_between_the_parts_of_a_payload_and_every_part_is_a_sign_of_life() -> None:
+    payload = bytes(range(256)) * (PART_BYTES // 64)  # four parts, more than a pipe takes
+    read, written = os.pipe()
+    with open(read, "rb") as stream, open(written, "wb") as sink:
+        outbox = Outbox(sink)
+        outbox.put(Snapshot(iteration=1), payload)
+        outbox.put(Beat(where="here"))
+        lines = []
+        while not lines or lines[-1][0].more or len(lines) < 5:
+            line = read_reply(stream)
+            assert line is not None
+            lines.append(line)
+        outbox.flush()
+    answers = [reply.answer for reply, _ in lines]
+    assert answers.index(Beat(where="here")) <= 2  # a part or two were on their way
+    assert [reply.more for reply, _ in lines if isinstance(reply.answer, Snapshot)] == [True, True, True, False]
+    assert b"".join(part for _, part in lines) == payload
+
+    heard: list[object] = []
+    with fake_testbed(a=PARTS) as testbed:
+        testbed.run({"a": JOB}, lambda _, event, payload: heard.append((event, payload)))
+    alive = (Beat(), b"")
+    assert heard == [alive, (Beat(where="here"), b""), alive, (Snapshot(iteration=1), b"abcdef")]
+
+
+def test_a_death_is_told_by_its_status_first() -> None:
+    warning = "import sys; sys.stderr.write('[W] hostname cannot be retrieved'); sys.stderr.flush()"
+    for end, reason in (
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"killed by SIGKILL \(out of memory\?\)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
+        ("sys.exit(3)", "exit status 3"),
+    ):
+        program = f"{warning}; print('{READY}', flush=True); sys.stdin.readline(); {end}"
+        message = rf"^worker a is gone: {reason}; it last printed: \[W\] hostname cannot be retrieved$"
+        with fake_testbed(a=program) as testbed, pytest.raises(WorkerError, match=message):
+            testbed.run({"a": JOB})
+
+
+def test_nobody_can_guess_where_a_group_meets() -> None:
+    with fake_testbed(a=ALIVE) as testbed:
+        tags = {testbed.group(("a",), 1).tag for _ in range(100)}
+    assert len(tags) == 100
+    assert min(map(len, tags)) >= 32

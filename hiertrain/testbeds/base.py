@@ -4,8 +4,11 @@ The kinds of testbed differ only in how a worker's command is started, which add
 each kind's module turns its settings into ``Host`` values and opens a ``Testbed`` with them.
 """
 
+import math
 import os
 import queue
+import secrets
+import signal
 import subprocess
 import tempfile
 import threading
@@ -13,10 +16,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import count
 from typing import IO
 
 from hiertrain.jobs import (
+    BEAT_S,
     Answer,
     Beat,
     Failure,
@@ -70,11 +73,22 @@ class _Worker:
         assert self.process.stdout is not None
         return self.process.stdout
 
-    def last_words(self) -> str:
+    def end(self) -> str:
+        """How it ended, for people: the status first, since what it printed last may have another reason."""
+        try:
+            status = self.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            return f"it no longer answers{self._last_words()}"
+        if status >= 0:
+            return f"exit status {status}{self._last_words()}"
+        name = signal.Signals(-status).name
+        return f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}{self._last_words()}"
+
+    def _last_words(self) -> str:
         end = os.fstat(self.log.fileno()).st_size
         text = os.pread(self.log.fileno(), LAST_WORDS_BYTES, max(0, end - LAST_WORDS_BYTES)).decode(errors="replace")
         lines = text.strip().splitlines()
-        return f": {lines[-1]}" if lines else ""
+        return f"; it last printed: {lines[-1]}" if lines else ""
 
 
 def _unchangeable(settings: AnySettings) -> object:
@@ -92,7 +106,6 @@ class Testbed:
         """Start one worker per host and wait until all are ready. Raises WorkerError."""
         self.settings = settings
         self._hosts = hosts
-        self._tags = count()
         self._answers: queue.SimpleQueue[tuple[str, Answer | None, bytes]] = queue.SimpleQueue()
         self._workers: dict[str, _Worker] = {}
         self._logs = ExitStack()
@@ -139,7 +152,7 @@ class Testbed:
         address, port = self._store
         return Group(
             members=tuple(members),
-            tag=f"job{next(self._tags)}",
+            tag=secrets.token_hex(),  # which nobody else on the machine can guess
             store_address=address,
             store_port=port,
             timeout_s=timeout_s + self.settings.timeout_s,
@@ -161,8 +174,8 @@ class Testbed:
                 try:
                     write_message(self._workers[name].stdin, Request(job=job))
                 except BrokenPipeError:
-                    words = self._workers[name].last_words()
-                    raise WorkerError(f"worker {name} is gone, the session is over{words}") from None
+                    end = self._workers[name].end()
+                    raise WorkerError(f"worker {name} is gone, the session is over: {end}") from None
             return self._collect(set(jobs), self.settings.timeout_s, on_event)
         except BaseException:
             self.close()
@@ -195,58 +208,81 @@ class Testbed:
         threading.Thread(target=self._listen, args=(name, self._workers[name].stdout), daemon=True).start()
 
     def _listen(self, name: str, stream: IO[bytes]) -> None:
+        whole = bytearray()  # of the payload whose parts arrive
         try:
             with stream:
-                while (reply := read_reply(stream)) is not None:
-                    self._answers.put((name, *reply))
+                while (line := read_reply(stream)) is not None:
+                    reply, part = line
+                    whole += part
+                    if reply.more:
+                        self._answers.put((name, Beat(), b""))
+                    elif reply.payload_bytes:
+                        self._answers.put((name, reply.answer, bytes(whole)))
+                        whole.clear()
+                    else:
+                        self._answers.put((name, reply.answer, b""))
         finally:
             self._answers.put((name, None, b""))
+
+    def _hear(self, limit_s: float) -> tuple[tuple[str, Answer | None, bytes] | None, float]:
+        """Listen for an answer until ``limit_s``, at most a beat: what was heard, and the time that counts as silence.
+
+        That is at most a beat too: a worker is not silent while this process is stopped, or too busy to listen.
+        """
+        begun_s = time.monotonic()
+        try:
+            heard = self._answers.get(timeout=min(BEAT_S, max(0.0, limit_s)))
+        except queue.Empty:
+            heard = None
+        return heard, min(BEAT_S, time.monotonic() - begun_s)
 
     def _collect(self, members: set[str], silence_s: float, on_event: OnEvent = lambda *_: None) -> dict[str, Answer]:
         """The answers of ``members``. A first failure ends it, after a grace for the accounts of its peers."""
         answers: dict[str, Answer] = {}
+        gone: list[str] = []  # first in the message: what the others complain of follows from it
         failures: list[str] = []
         notes: list[str] = []
         waiting, where = set(members), dict.fromkeys(members, "")
-        heard_s = dict.fromkeys(members, time.monotonic())
-        end_s = float("inf")
+        listened_s, end_s = 0.0, math.inf
+        heard_s = dict.fromkeys(members, listened_s)
 
-        def fail(name: str, what: str) -> None:
+        def fail(name: str, what: str, failures: list[str] = failures) -> None:
             nonlocal end_s
             failures.append(f"worker {name} {what}")
             waiting.discard(name)
-            end_s = min(end_s, time.monotonic() + GRACE_S)
+            end_s = min(end_s, listened_s + GRACE_S)
 
         while waiting:
             due_s = min(end_s, *(heard_s[name] + silence_s for name in waiting))
-            try:
-                name, answer, payload = self._answers.get(timeout=max(0.0, due_s - time.monotonic()))
-            except queue.Empty:
-                if time.monotonic() >= end_s:
+            heard, passed_s = self._hear(due_s - listened_s)
+            listened_s += passed_s
+            if heard is None:
+                if listened_s >= end_s:
                     break
-                for name in [name for name in waiting if time.monotonic() >= heard_s[name] + silence_s]:
-                    fail(name, f"gave no sign of life for {silence_s:g} s{where[name]}")
+                for name in [name for name in waiting if listened_s >= heard_s[name] + silence_s]:
+                    fail(name, f"gave no sign of life for {silence_s:g} s{where[name]}", gone)
                     self._workers[name].process.kill()  # which its peers notice
                 continue
+            name, answer, payload = heard
             if name not in waiting:
                 continue
-            heard_s[name] = time.monotonic()
+            heard_s[name] = listened_s
             match answer:
                 case Progress() | Snapshot() | Beat():
                     if isinstance(answer, Beat) and answer.where:
                         where[name] = f" in {answer.where}"
                     on_event(name, answer, payload)
                 case None:
-                    fail(name, f"is gone{where[name]}{self._workers[name].last_words()}")
+                    fail(name, f"is gone{where[name]}: {self._workers[name].end()}", gone)
                 case Failure():
                     fail(name, f"failed: {answer.error}")
                     notes.append(f"worker {name}:\n{answer.traceback}")
                 case _:
                     answers[name] = answer
                     waiting.discard(name)
-        if failures:
+        if gone or failures:
             others = [f"worker {name} was{where[name]}" for name in sorted(waiting) if where[name]]
-            error = WorkerError("\n".join([*failures, *others]))
+            error = WorkerError("\n".join([*gone, *failures, *others]))
             for note in notes:
                 error.add_note(note)
             raise error
