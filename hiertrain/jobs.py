@@ -1,13 +1,12 @@
 """What a testbed asks of its workers and what they answer: plain validated JSON, no pickle.
 
 A control message is one line of JSON; if it says ``payload_bytes``, that many raw bytes follow the line. A long payload
-travels in parts, so that signs of life pass between them, and each of them is one. Requests go
-to a worker's standard input, answers come from its standard output, so that the same code serves a local process, a
-network namespace and an SSH session, and a worker notices at once when whoever started it is gone.
+travels in parts, so that signs of life pass between them, and each of them is one. Requests go to a worker's standard
+input, answers come from its standard output, so that the same code serves a local process, a network namespace and an
+SSH session, and a worker notices at once when whoever started it is gone.
 """
 
 import json
-from collections.abc import Iterator
 from typing import IO, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -288,14 +287,7 @@ class Reply(Value):
     more: bool = False  # of the payload follows, in a later line with the same answer
 
 
-def replies(answer: Answer, payload: bytes = b"") -> Iterator[tuple[Reply, memoryview]]:
-    """The lines that an answer takes, each with its part of the payload."""
-    for start in range(0, max(1, len(payload)), PART_BYTES):
-        part = memoryview(payload)[start : start + PART_BYTES]
-        yield Reply(answer=answer, payload_bytes=len(part), more=start + PART_BYTES < len(payload)), part
-
-
-def write_message(stream: IO[bytes], message: Request | Reply, payload: bytes | memoryview = b"") -> None:
+def write_message(stream: IO[bytes], message: Request | Reply, payload: bytes = b"") -> None:
     """Write one control message, flushed."""
     stream.write(message.model_dump_json().encode() + b"\n")
     stream.write(payload)

@@ -9,6 +9,7 @@ import os
 import queue
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from hiertrain.datasets import batch_indices, load_dataset
 from hiertrain.jobs import (
     BEAT_S,
+    PART_BYTES,
     Answer,
     Beat,
     ClockReading,
@@ -41,7 +43,6 @@ from hiertrain.jobs import (
     Trained,
     TrainJob,
     read_request,
-    replies,
     write_message,
 )
 from hiertrain.models import build_model
@@ -49,40 +50,42 @@ from hiertrain.profiling import probe_link, time_layers
 from hiertrain.runtime import Runner, pack_weights, synchronize
 from hiertrain.transport import Transport
 
-MOST_PAYLOADS = 3  # on their way at once: each is as large as the model
-
 
 class Outbox:
-    """Where answers go, in a thread of its own, so that no training waits for a thin uplink.
+    """Where answers go, in a thread of its own, so that no training waits for a thin uplink or a stopped parent.
 
-    Payloads leave in parts, and other answers between these: one may take longer than silence may last.
+    Payloads leave in parts, and other answers between these: one may take longer than silence may last. Those that
+    wait are in temporary files without a name.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._lines: queue.PriorityQueue[tuple[bool, int, Reply, memoryview]] = queue.PriorityQueue()
+        self._waiting: queue.PriorityQueue[tuple[bool, int, Answer, IO[bytes]]] = queue.PriorityQueue()
         self._numbers = count()
-        self._room = threading.Semaphore(MOST_PAYLOADS)
         threading.Thread(target=self._write, daemon=True).start()
 
     def put(self, answer: Answer, payload: bytes = b"") -> None:
-        """Send an answer, before all payloads that have not left. Waits while too many of these have not."""
-        if payload:
-            self._room.acquire()
-        for reply, part in replies(answer, payload):
-            self._lines.put((bool(payload), next(self._numbers), reply, part))
+        """Send an answer, before all payloads that have not left."""
+        file = tempfile.SpooledTemporaryFile(PART_BYTES)  # noqa: SIM115 - closed when all of it has left
+        file.write(payload)
+        file.seek(0)
+        self._waiting.put((bool(payload), next(self._numbers), answer, file))
 
     def flush(self) -> None:
         """Wait until everything has left."""
-        self._lines.join()
+        self._waiting.join()
 
     def _write(self) -> None:
         while True:
-            of_payload, _, reply, part = self._lines.get()
-            write_message(self._stream, reply, part)
-            if of_payload and not reply.more:
-                self._room.release()
-            self._lines.task_done()
+            has_payload, number, answer, payload = self._waiting.get()
+            part, ahead = payload.read(PART_BYTES), payload.read(1)
+            payload.seek(-len(ahead), os.SEEK_CUR)
+            write_message(self._stream, Reply(answer=answer, payload_bytes=len(part), more=bool(ahead)), part)
+            if ahead:
+                self._waiting.put((has_payload, number, answer, payload))
+            else:
+                payload.close()
+            self._waiting.task_done()
 
     def progress(self, done: int, total: int, note: str) -> None:
         self.put(Progress(done=done, total=total, note=note))

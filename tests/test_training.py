@@ -336,7 +336,8 @@ def alive(pid: int) -> bool:
     [
         (
             signal.SIGKILL,
-            r"worker device is gone in iteration \d+, .*worker edge failed: .*iteration \d+, .*action \d+",
+            r"worker device is gone in iteration \d+, .*: killed by SIGKILL .*\n"
+            r"worker edge failed: .*iteration \d+, .*action \d+",
         ),
         (signal.SIGSTOP, r"worker device gave no sign of life for 3 s in iteration \d+, .*action \d+"),
     ],
