@@ -111,6 +111,14 @@ def _lines(costs: list[LayerCost]) -> _Lines:
     return _Lines(_segments([cost.fixed_s for cost in costs]), _segments([cost.per_sample_s for cost in costs]))
 
 
+def _least_samples(per_layer: list[int]) -> Integers:
+    """Entry (a, b): how few samples layers a + 1 .. b take at least, where they are computed at all."""
+    table = np.zeros((len(per_layer) + 1, len(per_layer) + 1), dtype=np.int64)
+    for first in range(len(per_layer)):
+        table[first, first + 1 :] = np.maximum.accumulate(per_layer[first:])
+    return table
+
+
 def _way(problem: Problem, source: str, target: str) -> _Way:
     link = problem.network.link(source, target)
     return _Way(min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S), link.burst_bytes)
@@ -135,11 +143,12 @@ class Evaluator:
         self.prefix_bytes = np.array(chain.parameter_prefix_bytes, dtype=float)
         kept = [float(layer.activation_bytes or 0) for layer in chain.layers]
         self.activations = _Lines(_segments([0.0] * chain.depth), _segments(kept))
+        self.least_samples = _least_samples([layer.least_samples for layer in chain.layers])
 
     def bounds_s(self, boxes: Boxes) -> Floats:
         """A lower bound on the time of every plan of each box, that very time where the box is a single plan.
 
-        Infinite where no plan of the box keeps the memory limits. Shape (P,).
+        Infinite where no plan of the box keeps the memory limits, and gives each layer samples enough. Shape (P,).
         """
         size = boxes.depths.shape[1]
         passes = [slice(start, start + PASS_LIMIT) for start in range(0, size, PASS_LIMIT)]
@@ -160,6 +169,7 @@ class _Pass:
         self.activation_bytes = self.carried * evaluator.output_bytes[boxes.depths]
         self.parameter_bytes = evaluator.prefix_bytes[boxes.depths]
         self.merges = boxes.depths < evaluator.depth  # others compute the loss themselves
+        self.enough = np.ones(boxes.depths.shape[1], dtype=bool)  # whether each layer may have samples enough
         stages = [self._stages(position) for position in range(len(self.tree.workers))]
         self.order, self.cuts, self.samples = zip(*stages, strict=True)
 
@@ -184,7 +194,12 @@ class _Pass:
         merges = ordered(self.merges.astype(int))
         low = np.cumsum(np.concatenate([self.boxes.low[[position]], ordered(self.low) * merges]), axis=0)
         high = np.cumsum(np.concatenate([self.boxes.high[[position]], ordered(self.high) * merges]), axis=0)
-        return order, cuts, self._least(low, high)
+        least = self._least(low, high)
+        if self.at.least_samples.max() > 1:
+            needed = np.where(least > 0, np.maximum(least, self.at.least_samples[cuts[:-1], cuts[1:]]), least)
+            self.enough &= (needed <= high).all(axis=0)
+            least = needed
+        return order, cuts, least
 
     def bounds_s(self) -> Floats:
         """Equation (5)."""
@@ -259,8 +274,8 @@ class _Pass:
         return self.at.ways[names].arrival(sent)
 
     def _fits(self) -> Mask:
-        """Whether each box may keep the memory limits."""
-        fits = np.ones(len(self.own[0]), dtype=bool)
+        """Whether each box may keep the memory limits, and give each layer samples enough."""
+        fits = self.enough.copy()
         for position, name in enumerate(self.tree.workers):
             limit = self.at.problem.memory_limit_bytes.get(name)
             if limit is not None:

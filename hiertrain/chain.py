@@ -20,6 +20,7 @@ class Layer(Value):
     output_bytes: NonNegativeInt  # per sample, at the chain's dtype; 0 for the loss
     parameter_bytes: NonNegativeInt
     activation_bytes: NonNegativeInt | None = None  # kept for backward, per sample; None: not recorded
+    least_samples: PositiveInt = 1  # that it can be trained on: BatchNorm refuses a single value per channel
 
 
 def check_layer_names(layers: tuple[Layer, ...]) -> None:

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 
 from hiertrain.cost import iteration_s
-from hiertrain.plan import Assignment, Plan, Problem
+from hiertrain.plan import Assignment, Plan, Problem, misfit
 
 SHARES = 4  # own samples are multiples of this fraction of the mini-batch
 DEPTHS = 8  # at most so many depths are tried per worker
@@ -22,7 +22,7 @@ def family_plans(problem: Problem) -> dict[str, Plan]:
     """The plans by the family's name, for a problem of the workers device, edge and cloud.
 
     One worker; two workers that split layers or samples; data-parallel; stars and chains of three. A family without
-    any plan, because the mini-batch or the chain is too short, is left out.
+    any plan, because the mini-batch or the chain is too short for it, is left out.
     """
     device, edge, cloud = "device", "edge", "cloud"
     trees: dict[str, Tree] = {f"all-{name}": {name: None} for name in (device, edge, cloud)}
@@ -63,7 +63,9 @@ def _grid(problem: Problem, family: str, tree: Tree) -> Iterator[Plan]:
                 for name in problem.profile.workers
                 if name not in tree
             }
-            yield Plan(batch_size=problem.batch_size, data_holder=problem.data_holder, workers=parts)
+            plan = Plan(batch_size=problem.batch_size, data_holder=problem.data_holder, workers=parts)
+            if misfit(plan, problem.profile.chain) is None:
+                yield plan
 
 
 def _splits(problem: Problem, family: str, names: list[str]) -> Iterator[dict[str, int]]:

@@ -110,14 +110,16 @@ def chain_from_module(module: nn.Module, name: str, sample_shape: tuple[int, int
         raise InputError(f"model {name!r} cannot be made a chain: {error}") from error
     kept = [more - less for (_, less), (_, more) in zip(small, large, strict=True)]
     shapes = [shape[1:] for shape, _ in small[:-1]]
+    inputs = [(sample_shape, torch.uint8), *((shape, torch.float32) for shape in shapes)]
     layers = [
         Layer(
             name=segment.name,
             output_bytes=4 * math.prod(shape),
             parameter_bytes=sum(parameter.nbytes for parameter in segment.module.parameters()),
             activation_bytes=size,
+            least_samples=_least_samples(segment.module, *value),
         )
-        for segment, shape, size in zip(segments, shapes, kept[:-1], strict=True)
+        for segment, shape, size, value in zip(segments, shapes, kept[:-1], inputs[:-1], strict=True)
     ]
     chain = Chain(
         model=name,
@@ -167,6 +169,17 @@ def _trace_sizes(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> list[tu
             sizes.append((tuple(x.shape), sum(size for key, size in storages.items() if key not in counted)))
             counted |= storages.keys()
     return sizes
+
+
+def _least_samples(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """How few samples of a shape the layer can be trained on: at most as many as it has been traced with."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        state = {name: mode.from_tensor(tensor) for name, tensor in _state(layer)}
+        try:
+            functional_call(layer, state, torch.zeros(1, *shape, dtype=dtype))
+        except ValueError:  # BatchNorm's, for a single value per channel
+            return min(PROBE_BATCHES)
+    return 1
 
 
 def _state(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:

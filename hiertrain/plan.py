@@ -152,17 +152,31 @@ class Plan(Value):
 
 
 def check_plan(plan: Plan, chain: Chain) -> None:
-    """Raise InputError when the plan does not fit the chain: a depth beyond N, or a root that stops before it."""
+    """Raise InputError when the plan does not fit the chain: see ``misfit``."""
+    reason = misfit(plan, chain)
+    if reason is not None:
+        raise InputError(f"plan: {reason}")
+
+
+def misfit(plan: Plan, chain: Chain) -> str | None:
+    """Why the plan does not fit the chain: a depth beyond N, a root that stops before it, a layer's samples too few."""
     for name, part in plan.workers.items():
         if part.depth > chain.depth:
-            raise InputError(
-                f"plan: worker {name!r} has depth {part.depth}; {chain.model} has only {chain.depth} layers"
-            )
+            return f"worker {name!r} has depth {part.depth}; {chain.model} has only {chain.depth} layers"
     if plan.workers[plan.root].depth != chain.depth:
-        raise InputError(
-            f"plan: the root {plan.root!r} has depth {plan.workers[plan.root].depth}; "
+        return (
+            f"the root {plan.root!r} has depth {plan.workers[plan.root].depth}; "
             f"the root computes all {chain.depth} layers of {chain.model}"
         )
+    for number, layer in enumerate(chain.layers, start=1):
+        for name in plan.workers if layer.least_samples > 1 else ():
+            samples = plan.samples_at(name, number)
+            if 0 < samples < layer.least_samples:
+                return (
+                    f"worker {name!r} computes {layer.name}, layer {number} of {chain.model}, for {samples} "
+                    f"sample{'s' * (samples > 1)}; the layer takes at least {layer.least_samples}"
+                )
+    return None
 
 
 @dataclass(frozen=True)
@@ -182,8 +196,10 @@ class Problem:
 
     def __post_init__(self) -> None:
         known = set(self.profile.workers)
-        if self.batch_size < 1:
-            raise InputError(f"batch size {self.batch_size}: must be at least 1")
+        greedy = max(self.profile.layers, key=lambda layer: layer.least_samples)
+        if self.batch_size < greedy.least_samples:
+            taken = f", which layer {greedy.name!r} takes" if greedy.least_samples > 1 else ""
+            raise InputError(f"batch size {self.batch_size}: must be at least {greedy.least_samples}{taken}")
         if self.data_holder not in known:
             raise InputError(f"data holder {self.data_holder!r} is not in the profile; it has {_names(known)}")
         for name in (*self.excluded, *self.memory_limit_bytes, *([self.root] if self.root else [])):

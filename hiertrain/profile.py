@@ -136,6 +136,12 @@ class Profile(Value):
         """The sizes alone."""
         return Chain(model=self.model, sample_bytes=self.sample_bytes, dtype=self.dtype, layers=self.layers)
 
+    def with_layers(self, layers: tuple[Layer, ...]) -> "Profile":
+        """The same times of other layers. A copy would keep the chain of these."""
+        return Profile(
+            model=self.model, sample_bytes=self.sample_bytes, dtype=self.dtype, layers=layers, workers=self.workers
+        )
+
     def linear_at(self, samples: int) -> "Profile":
         """The profile that the paper's scheduler knows: costs proportional to n that are right at n = ``samples``."""
         return self.model_copy(

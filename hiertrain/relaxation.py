@@ -17,7 +17,7 @@ from scipy.optimize import linprog
 
 from hiertrain.bounds import Floats, Integers, Tree
 from hiertrain.cost import iteration_s
-from hiertrain.plan import Plan, Problem
+from hiertrain.plan import Plan, Problem, misfit
 from hiertrain.search import Candidate
 from hiertrain.values import InputError
 
@@ -69,7 +69,7 @@ def enumerate_and_round(problem: Problem) -> Rounded:
         if solution.time_s >= best_s:
             break
         for plan in _roundings(linear, solution):
-            if (time_s := iteration_s(linear, plan)) < best_s:
+            if misfit(plan, problem.profile.chain) is None and (time_s := iteration_s(linear, plan)) < best_s:
                 best_s, best = time_s, plan
     assert best is not None
     return Rounded(best, iteration_s(problem, best), relaxed[0].time_s, len(relaxed), time.monotonic() - started)

@@ -201,7 +201,7 @@ def _prove(search: _Search, searched: Searched, seed: int) -> None:
 
 
 def _add_first_plan(search: _Search) -> None:
-    """Find any plan that keeps the memory limits. Raises InputError when there is none, RunError where time is over."""
+    """Find any plan that keeps all constraints. Raises InputError when there is none, RunError where time is over."""
     until = search.started + search.time_limit_s + GRACE_S
     found, decided = _any_plan(search.problem, search.shape, until)
     if not decided:
@@ -214,7 +214,7 @@ def _add_first_plan(search: _Search) -> None:
 
 
 def _any_plan(problem: Problem, shape: Shape, until: float) -> tuple[Candidate | None, bool]:
-    """The first plan that keeps the memory limits; and whether that is decided before the time ``until``."""
+    """The first plan that keeps all constraints; and whether that is decided before the time ``until``."""
     for tree in trees(problem, shape):
         for attempt in count():  # each with more time: in the end the question is decided
             left_s = until - time.monotonic()

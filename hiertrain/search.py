@@ -57,7 +57,7 @@ class Candidate:
 
 
 def trees(problem: Problem, shape: Shape) -> Iterator[Tree]:
-    """All trees of active workers that the problem admits, memory limits aside, in the order that settles ties.
+    """All trees of active workers that may have a plan, whatever the layers ask for, in the order that settles ties.
 
     Fewest workers first; then by the set of workers, the root and the parents, each in the profile's order. Three
     workers have 18 trees, five 1,060 and eight 3.4 million.
@@ -110,8 +110,8 @@ def _admits(problem: Problem, tree: Tree) -> bool:
 
 
 def sample_ranges(problem: Problem, tree: Tree) -> tuple[Integers, Integers]:
-    """The least and the greatest number of own samples per worker, both (k,): a leaf has at least one."""
-    low = np.array([0 if children else 1 for children in tree.children])
+    """The least and the greatest number of own samples per worker, both (k,): a leaf has what the first layer takes."""
+    low = np.array([0 if children else problem.profile.layers[0].least_samples for children in tree.children])
     high = problem.batch_size - low.sum() + low
     if problem.samples_stay:
         high[[name != problem.data_holder for name in tree.workers]] = 0
@@ -154,7 +154,7 @@ def _all_boxes(evaluator: Evaluator) -> Boxes:
 
 
 def good_plan(evaluator: Evaluator) -> Candidate | None:
-    """The heuristic's best plan of the evaluator's tree; None where it finds none (memory limits)."""
+    """The heuristic's best plan of the evaluator's tree; None where it finds none that keeps all constraints."""
     depths, samples = _coarse(evaluator)
     times = _times(evaluator, depths, samples)
     best = np.argsort(times, kind="stable")[:KEPT]
@@ -306,7 +306,7 @@ def _halves(boxes: Boxes, batch_size: int) -> Boxes:
 
 
 def bounded(problem: Problem, tree: Tree) -> Searched:
-    """A tree with a bound on its plans; infinite where none of them keeps the memory limits."""
+    """A tree with a bound on its plans; infinite where none of them keeps all constraints."""
     evaluator = Evaluator(problem, tree)
     if _can_narrow(evaluator):
         return Searched(tree, float(evaluator.bounds_s(_all_boxes(evaluator)).min()))
@@ -342,6 +342,11 @@ def relaxations(problem: Problem) -> dict[str, Problem]:
         relaxed[f"root {problem.root!r}"] = replace(problem, root=None)
     if problem.samples_stay:
         relaxed[f"raw samples stay on {problem.data_holder!r}"] = replace(problem, samples_stay=False)
+    greedy = max(problem.profile.layers, key=lambda layer: layer.least_samples)
+    if greedy.least_samples > 1:
+        layers = tuple(layer.model_copy(update={"least_samples": 1}) for layer in problem.profile.layers)
+        name = f"at least {greedy.least_samples} samples for {greedy.name!r}"
+        relaxed[name] = replace(problem, profile=problem.profile.with_layers(layers))
     if problem.whole_model:
         relaxed["every worker computes all layers"] = replace(problem, whole_model=False)
     return relaxed

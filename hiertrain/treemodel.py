@@ -83,14 +83,19 @@ def _held(variables: _Variables, tree: Tree, worker: int, layer: int) -> cp_mode
 
 
 def _add_structure(model: cp_model.CpModel, problem: Problem, tree: Tree, variables: _Variables) -> None:
-    """Depths fall down the tree; a subtree holds its samples up to its depth; each layer computes the mini-batch."""
+    """Depths fall down the tree; a subtree holds its samples up to its depth; each layer computes the mini-batch.
+
+    Where a worker computes a layer, it has samples enough for it.
+    """
     reaches, samples, computes = variables.reaches, variables.samples, variables.computes
-    layers = range(problem.profile.chain.depth)
+    layers, least_samples = range(problem.profile.chain.depth), [own.least_samples for own in problem.profile.layers]
     for layer in layers:
         model.add(cp_model.LinearExpr.sum([row[layer] for row in samples]) == problem.batch_size)
     for worker, parent in enumerate(tree.parents):
         for layer in layers:
             model.add(samples[worker][layer] <= problem.batch_size * computes[worker][layer])
+            if least_samples[layer] > 1:
+                model.add(samples[worker][layer] >= least_samples[layer] * computes[worker][layer])
             if parent >= 0:
                 model.add_implication(reaches[worker][layer], reaches[parent][layer])
                 model.add(_held(variables, tree, worker, layer) == _held(variables, tree, worker, 0)).only_enforce_if(
@@ -272,7 +277,7 @@ def solve_tree(
 
 
 def any_plan(problem: Problem, tree: Tree, solver: cp_model.CpSolver) -> tuple[Candidate | None, bool]:
-    """A plan of the tree that keeps the memory limits, whatever its time; and whether that is decided."""
+    """A plan of the tree that keeps all constraints, whatever its time; and whether that is decided."""
     model = cp_model.CpModel()
     variables = _new_variables(model, problem, tree, None, limit=0)
     _add_structure(model, problem, tree, variables)

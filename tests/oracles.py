@@ -98,11 +98,23 @@ def _plans(problem: Problem, parent_of: dict[str, str | None]) -> Iterator[Plan]
                 for name, parent in parent_of.items()
             }
             plan = Plan(batch_size=total, data_holder=problem.data_holder, workers=idle | parts)
+            if not _has_samples_enough(problem, plan):
+                continue
             limits = problem.memory_limit_bytes
             if all(plan.active(name) for name in parent_of) and all(
                 memory_bytes(problem, plan, name) <= limits[name] for name in parent_of if name in limits
             ):
                 yield plan
+
+
+def _has_samples_enough(problem: Problem, plan: Plan) -> bool:
+    """Whether each worker that computes a layer has as many samples as the layer takes."""
+    layers = enumerate(problem.profile.layers, start=1)
+    return all(
+        plan.samples_at(name, i) in (0, *range(layer.least_samples, plan.batch_size + 1))
+        for i, layer in layers
+        for name in plan.workers
+    )
 
 
 def _splits(total: int, size: int) -> Iterator[tuple[int, ...]]:

@@ -1,12 +1,13 @@
 """One plan of every family: all take part, nothing collapses, and the executed messages are the compiled ones."""
 
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hiertrain.cost import iteration_s
 from hiertrain.families import family_plans
 from hiertrain.plan import Execution, Plan, Problem, check_plan
 from hiertrain.program import RECEIVES, SENDS, compile_plan, receipts
-from tests.strategies import planned_problems, problems
+from tests.strategies import planned_problems, problems, with_least_samples
 
 
 def used(plan: Plan) -> set[str]:
@@ -14,8 +15,9 @@ def used(plan: Plan) -> set[str]:
 
 
 @settings(max_examples=15)
-@given(problems(max_layers=5))
-def test_every_worker_of_a_family_takes_part(problem: Problem) -> None:
+@given(st.data())
+def test_every_worker_of_a_family_takes_part(data: st.DataObject) -> None:
+    problem = with_least_samples(data.draw, data.draw(problems(max_layers=5)))
     plans = family_plans(problem)
     assert {f"all-{name}" for name in ("device", "edge", "cloud")} <= plans.keys()
     for name, plan in plans.items():

@@ -240,6 +240,19 @@ def test_lenet5_keeps_what_can_be_counted_by_hand() -> None:
     assert kept["loss"] == 4 * 10 + 8  # log-probabilities and the label
 
 
+def test_layers_say_how_few_samples_they_can_be_trained_on() -> None:
+    """At 1x1 pixels BatchNorm has a single value per channel of a single sample, which it refuses."""
+    resnet = build_model("resnet18", (3, 32, 32))
+    least = {layer.name: layer.least_samples for layer in resnet.chain.layers}
+    assert {name: samples for name, samples in least.items() if samples != 1} == {"layer4.0": 2, "layer4.1": 2}
+    before = list(least).index("layer4.0")
+    value = resnet.run(samples_of((3, 32, 32), 2), 1, before)
+    resnet.run(value, before + 1, before + 1)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        resnet.run(value[:1], before + 1, before + 1)
+    assert {layer.least_samples for layer in chain_without_weights("resnet18").layers} == {1}
+
+
 def test_inexact_layers_are_named_with_their_cause() -> None:
     assert chain_without_weights("alexnet", classes=2).inexact_layers == (
         "classifier.0: Dropout",

@@ -67,11 +67,30 @@ def test_a_plan_must_fit_the_chain() -> None:
         check_plan(plan(4, device=(None, 3, 4)), chain)
 
 
+def test_a_plan_must_give_each_layer_samples_enough() -> None:
+    """BatchNorm over single values takes two samples; before it, one is enough."""
+    names = {"conv": 1, "norm": 2, "loss": 1}
+    layers = tuple(Layer(name=n, output_bytes=1, parameter_bytes=1, least_samples=s) for n, s in names.items())
+    chain = Chain(model="m", sample_bytes=1, layers=layers)
+    with pytest.raises(
+        InputError, match="'device' computes norm, layer 2 of m, for 1 sample; the layer takes at least 2"
+    ):
+        check_plan(plan(8, device=("edge", 3, 1), edge=(None, 3, 7)), chain)
+    for device, edge in (((1, 1), 7), ((3, 2), 6), ((2, 8), 0), ((0, 0), 8)):  # merged before, enough, all, none
+        check_plan(plan(8, device=("edge", *device), edge=(None, 3, edge)), chain)
+
+
 LAYERS = tuple(Layer(name=n, output_bytes=8, parameter_bytes=100, activation_bytes=10) for n in "abcde")
 COST = LayerCost(fixed_s=0, per_sample_s=1)
 TIMES = WorkerProfile(layers=(LayerTimes(forward=COST, backward=COST, update_s=0),) * 5)
 WORKERS = ("device", "edge", "cloud")
 PROFILE = Profile(model="m", sample_bytes=4, layers=LAYERS, workers=dict.fromkeys(WORKERS, TIMES))
+GREEDY = Profile(
+    model="m",
+    sample_bytes=4,
+    layers=tuple(layer.model_copy(update={"least_samples": 3 if layer.name == "c" else 1}) for layer in LAYERS),
+    workers=PROFILE.workers,
+)
 LINKS = tuple(Link(source=a, target=b, bandwidth_mbps=1, latency_ms=0) for a in WORKERS for b in WORKERS if a != b)
 
 
@@ -79,6 +98,7 @@ LINKS = tuple(Link(source=a, target=b, bandwidth_mbps=1, latency_ms=0) for a in 
     ("fields", "message"),
     [
         ({"batch_size": 0}, "batch size 0: must be at least 1"),
+        ({"profile": GREEDY, "batch_size": 2}, "batch size 2: must be at least 3, which layer 'c' takes"),
         ({"data_holder": "phone"}, "data holder 'phone' is not in the profile; it has cloud, device, edge"),
         ({"root": "phone"}, "worker 'phone' is not in the profile"),
         ({"root": "edge", "excluded": frozenset({"edge"})}, "root 'edge' is excluded"),

@@ -16,7 +16,7 @@ from hiertrain.chain import Layer
 from hiertrain.cost import iteration_s
 from hiertrain.network import Link, Network
 from hiertrain.paths import DATA
-from hiertrain.plan import Execution, Problem
+from hiertrain.plan import Execution, Problem, check_plan
 from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program import compile_plan, simulate
 from hiertrain.relaxation import enumerate_and_round
@@ -25,7 +25,7 @@ from hiertrain.scheduling import RESOLUTION, optimize
 from hiertrain.search import Candidate
 from hiertrain.values import InputError
 from tests.oracles import enumerated_optimum
-from tests.strategies import problems
+from tests.strategies import problems, with_least_samples
 
 NAMES = ("device", "edge", "cloud")
 
@@ -87,6 +87,15 @@ def check_programme(problem: Problem, star: Candidate) -> None:
     assert found_s <= time_s * (1 + 1e-9)
     if star.samples[0] == 0 or not programmes._early_s().any():
         assert found_s == pytest.approx(time_s, rel=1e-9, abs=1e-15)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.data())
+def test_layers_have_samples_enough_and_no_star_is_below_the_bound(data: st.DataObject) -> None:
+    problem = linear(with_least_samples(data.draw, data.draw(problems(workers=3, max_layers=3, max_batch=4))))
+    rounded = enumerate_and_round(problem)
+    check_plan(rounded.plan, problem.profile.chain)
+    assert rounded.relaxed_s <= enumerated_optimum(problem, "star")[0] * (1 + 1e-9) + 1e-15
 
 
 def test_a_great_credit_does_not_hide_a_little_more_than_it() -> None:
