@@ -38,8 +38,8 @@ check: $(READY) ## lint, format, types, import contract, stripped notebooks
 	$(BIN)/lint-imports
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
-lab: $(READY) ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+lab: $(READY) ## open JupyterLab on working copies of the notebooks, in results/interactive/notebooks
+	$(BIN)/hiertrain lab
 
 setup: $(READY) ## only set up .venv/ (TORCH_INDEX=https://download.pytorch.org/whl/cpu: PyTorch without CUDA)
 
@@ -62,6 +62,6 @@ $(READY): pyproject.toml
 	@rm $(UNFINISHED)
 	@touch $@
 
-clean: ## remove .venv/ and all results but the reference
+clean: ## remove .venv/ and all results but the reference and what was done by hand (results/interactive)
 	rm -rf $(VENV) *.egg-info
-	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
+	find results -mindepth 1 -maxdepth 1 ! -name reference ! -name interactive -exec rm -rf {} +

@@ -142,6 +142,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="execute also what is there and unchanged")
 
     sub = command(
+        "lab",
+        commands.run_lab,
+        "open JupyterLab on working copies of the notebooks",
+        "Copies notebooks/ to results/interactive/notebooks; a copy that you have edited stays as it is.",
+    )
+    sub.add_argument("jupyter", nargs="*", help="options for JupyterLab after --, such as: -- --no-browser --port 8889")
+
+    sub = command(
         "publish",
         commands.run_publish,
         "make a run the reference, and fill the README's tables from it",

@@ -291,6 +291,15 @@ def run_reproduce(options: argparse.Namespace) -> None:
     print(f"report: {report}; all notebooks took {total_s / 60:.1f} minutes")
 
 
+def run_lab(options: argparse.Namespace) -> None:
+    """Open JupyterLab on working copies of the notebooks."""
+    from hiertrain.lab import open_lab, refresh_copies
+
+    for line in refresh_copies():
+        print(line)
+    open_lab(options.jupyter)
+
+
 def run_publish(options: argparse.Namespace) -> None:
     """Make a run the reference."""
     from hiertrain.publishing import publish

@@ -10,7 +10,7 @@ import papermill
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator, model_validator
 
 from hiertrain import files
-from hiertrain.paths import NOTEBOOKS, RESULTS
+from hiertrain.paths import INTERACTIVE, NOTEBOOKS, RESULTS
 from hiertrain.records import run_folder
 from hiertrain.values import InputError, Value
 
@@ -77,6 +77,8 @@ def prepare(
     path = _parameter_path(parameter_file, notebooks)
     settings = _load_parameters(path, notebooks)
     folder = run_folder(settings.run if run is None else run, results)
+    if folder.name == INTERACTIVE.name:
+        raise InputError(f"run name {folder.name!r}: what is opened by hand has it; must be another one")
     return [_prepare(name, part, notebooks, folder, path) for name, part in settings.notebooks.items()]
 
 

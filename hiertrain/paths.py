@@ -6,3 +6,5 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "results"
+INTERACTIVE = RESULTS / "interactive"  # what notebooks that are opened by hand write
+COPIES = INTERACTIVE / "notebooks"

@@ -77,7 +77,7 @@ def reproduce(
     outcomes: list[Outcome] = []
     begin = time.perf_counter()
     chosen = [job for job in jobs if only is None or job.name in only]
-    with tqdm(total=sum(job.cells for job in chosen), unit="cell", disable=None, leave=False) as bar, _own_kernel():
+    with tqdm(total=sum(job.cells for job in chosen), unit="cell", disable=None, leave=False) as bar, own_kernel():
         for job in chosen:
             earlier = [job.folder / output for before in jobs[: jobs.index(job)] for output in before.outputs]
             outcome = _bring_up_to_date(job, _fingerprint(job, base, earlier), force, bar)
@@ -255,7 +255,7 @@ def _check_figures(job: Job) -> None:
 
 
 @contextmanager
-def _own_kernel() -> Iterator[None]:
+def own_kernel() -> Iterator[None]:
     """Make "python3" mean this very interpreter, whatever kernels are installed, and keep the libraries' logs quiet."""
     specification = json.dumps(get_kernel_dict(extra_arguments=["--log-level=ERROR"]))
     saved = {name: os.environ.get(name) for name in ("JUPYTER_PATH", "PYDEVD_DISABLE_FILE_VALIDATION")}

@@ -31,7 +31,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 PACKAGE = sorted((ROOT / "hiertrain").rglob("*.py"))
 # Started by people, or needed by a library that the code calls, but imported nowhere.
-APPLICATIONS = {"ipywidgets", "jupyterlab", "nbconvert"}
+APPLICATIONS = {"ipywidgets", "nbconvert"}
 REQUIREMENTS: dict[str, list[str]] = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 
 
