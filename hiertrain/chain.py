@@ -4,40 +4,40 @@ Layers are numbered 1..N; the loss is layer N (its output is a scalar, so it sen
 the raw sample. All sizes are in bytes and, except for parameters, per sample (paper, profiling stage).
 """
 
+from collections import Counter
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from hiertrain.values import Value
+from hiertrain.values import MOST_LAYERS, BatchSize, Bytes, LayerName, Name, PositiveBytes, Value
 
 
 class Layer(Value):
     """One step of the chain: the unit at which a model may be cut."""
 
-    name: str
-    output_bytes: NonNegativeInt  # per sample, at the chain's dtype; 0 for the loss
-    parameter_bytes: NonNegativeInt
-    activation_bytes: NonNegativeInt | None = None  # kept for backward, per sample; None: not recorded
-    least_samples: PositiveInt = 1  # that it can be trained on: BatchNorm refuses a single value per channel
+    name: LayerName
+    output_bytes: Bytes  # per sample, at the chain's dtype; 0 for the loss
+    parameter_bytes: Bytes
+    activation_bytes: Bytes | None = None  # kept for backward, per sample; None: not recorded
+    least_samples: BatchSize = 1  # that it can be trained on: BatchNorm refuses a single value per channel
 
 
 def check_layer_names(layers: tuple[Layer, ...]) -> None:
     """Raise ValueError when two layers share a name."""
-    names = [layer.name for layer in layers]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"layer name {name!r} appears {names.count(name)} times; names must be unique")
+    (name, times), *_ = Counter(layer.name for layer in layers).most_common(1)
+    if times > 1:
+        raise ValueError(f"layer name {name!r} appears {times} times; names must be unique")
 
 
 class Chain(Value):
     """The layers of one model for samples of one shape."""
 
-    model: str
-    sample_bytes: PositiveInt  # one raw sample as uint8
+    model: Name
+    sample_bytes: PositiveBytes  # one raw sample as uint8
     dtype: Literal["float32"] = "float32"
-    layers: tuple[Layer, ...] = Field(min_length=1)
+    layers: tuple[Layer, ...] = Field(min_length=1, max_length=MOST_LAYERS)
     # Layers that make hybrid training differ from single-machine SGD, each with its cause ("bn1: BatchNorm2d").
     inexact_layers: tuple[str, ...] = ()
 

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import PositiveFloat, PositiveInt
 from tqdm.auto import tqdm
 
 from hiertrain import files
@@ -32,7 +31,7 @@ from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, kind_of_times
-from hiertrain.values import InputError, Value
+from hiertrain.values import BatchSize, InputError, Name, RateMbps, Slowdown, Value
 
 LEAST_TIMED = 3  # iterations of one piece of work: quartiles of fewer say nothing
 Emulated = LocalSettings | NetnsSettings
@@ -41,14 +40,14 @@ Emulated = LocalSettings | NetnsSettings
 class Setting(Value):
     """One point of the grid: what is trained, and the three hosts. A worker's slowdown is over the recorded profile."""
 
-    model: str
-    batch_size: PositiveInt
+    model: Name
+    batch_size: BatchSize
     sample_encoding: Literal["uint8", "float32"] = "uint8"
-    device_edge_mbps: PositiveFloat  # both ways
-    cloud_mbps: PositiveFloat  # every link to and from the cloud
-    device_slowdown: PositiveFloat
-    edge_slowdown: PositiveFloat
-    cloud_slowdown: PositiveFloat
+    device_edge_mbps: RateMbps  # both ways
+    cloud_mbps: RateMbps  # every link to and from the cloud
+    device_slowdown: Slowdown
+    edge_slowdown: Slowdown
+    cloud_slowdown: Slowdown
 
     def slowdown(self, worker: str) -> float:
         """Of the worker named after a tier."""

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from hiertrain.values import InputError, Value
+from hiertrain.values import InputError, Value, broken_rule, shown
 
 V = TypeVar("V", bound=BaseModel)
 
@@ -71,17 +71,10 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _describe(problem: ErrorDetails, source: str) -> str:
     """One pydantic error as ``source: field: rule, got value``."""
-    where = ": ".join([source, *([".".join(str(part) for part in problem["loc"])] if problem["loc"] else [])])
-    match problem["type"]:
-        case "value_error":  # our own rules name the values themselves
-            return f"{where}: {problem.get('ctx', {})['error']}"
-        case "missing":
-            return f"{where}: missing; the field is required"
-        case "extra_forbidden":
-            return f"{where}: unknown field"
-        case _:
-            rule = problem["msg"][:1].lower() + problem["msg"][1:]
-            return f"{where}: {rule}, got {json.dumps(problem['input'], default=str)[:60]}"
+    field = ".".join(part if isinstance(part, str) and part.isprintable() else shown(part) for part in problem["loc"])
+    where = ": ".join([source, *([field if len(field) <= 200 else f"{field[:197]}..."] if field else [])])
+    got = "" if problem["type"] in ("value_error", "missing", "extra_forbidden") else f", got {shown(problem['input'])}"
+    return f"{where}: {broken_rule(problem)}{got}"
 
 
 def save(value: Value, path: str | os.PathLike[str]) -> None:

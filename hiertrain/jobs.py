@@ -9,12 +9,32 @@ SSH session, and a worker notices at once when whoever started it is gone.
 import json
 from typing import IO, Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from hiertrain.network import Link
 from hiertrain.plan import Execution, Plan
 from hiertrain.profile import Accelerator, WorkerProfile
-from hiertrain.values import Value
+from hiertrain.values import (
+    MOST_WORKERS,
+    BatchSize,
+    Bytes,
+    Classes,
+    Count,
+    LearningRate,
+    MemoryBytes,
+    Momentum,
+    Name,
+    Option,
+    Pixels,
+    Port,
+    PositiveCount,
+    PositiveSeconds,
+    Seconds,
+    Seed,
+    Threads,
+    Value,
+    WeightDecay,
+)
 
 Rival = Literal["plain", "ddp", "ddp-scatter", "pipelining"]  # see the module ``rivals``
 BEAT_S = 0.5  # between two signs of life of a worker that has a job
@@ -24,11 +44,11 @@ PART_BYTES = 2**16  # of a payload; takes 0.3 s at 1.5 Mbit/s
 class ModelSettings(Value):
     """Which model; every worker builds it for itself."""
 
-    name: str
-    sample_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # None: the model's default
-    classes: PositiveInt = 10
-    seed: NonNegativeInt = 0
-    options: dict[str, float | int | bool] = Field(
+    name: Name
+    sample_shape: tuple[Pixels, Pixels, Pixels] | None = None  # None: the model's default
+    classes: Classes = 10
+    seed: Seed = 0
+    options: dict[Name, Option] = Field(
         default_factory=dict
     )  # further arguments of a torchvision model, such as dropout
 
@@ -37,22 +57,22 @@ class OptimizerSettings(Value):
     """The optimizer at the root. ``momentum`` belongs to SGD alone; Adam keeps PyTorch's default betas."""
 
     name: Literal["sgd", "adam"] = "sgd"
-    learning_rate: PositiveFloat = 0.05
-    momentum: NonNegativeFloat = 0.0
-    weight_decay: NonNegativeFloat = 0.0
+    learning_rate: LearningRate = 0.05
+    momentum: Momentum = 0.0
+    weight_decay: WeightDecay = 0.0
 
 
 class Training(Value):
     """What is trained, whoever computes it: the same for every plan and for a single process."""
 
     model: ModelSettings
-    dataset: str
+    dataset: Name
     data_folder: str | None = None  # on the data holder's machine; None: the data folder of the checkout there
-    batch_size: PositiveInt
+    batch_size: BatchSize
     optimizer: OptimizerSettings = OptimizerSettings()
-    seed: NonNegativeInt = 0  # of the sample order
-    iterations: PositiveInt
-    snapshot_every: PositiveInt  # iterations; there is always one after the last
+    seed: Seed = 0  # of the sample order
+    iterations: PositiveCount
+    snapshot_every: PositiveCount  # iterations; there is always one after the last
 
     def snapshot_due(self, done: int) -> bool:
         """Whether the weights are kept after ``done`` iterations."""
@@ -62,12 +82,12 @@ class Training(Value):
 class Group(Value):
     """The workers that exchange tensors in one job; a worker's rank is its place in ``members``."""
 
-    members: tuple[str, ...]
+    members: tuple[Name, ...]
     tag: str  # unique per job: jobs of one session share the store
     store_address: str
-    store_port: PositiveInt
-    timeout_s: PositiveFloat  # the longest that one message may take
-    silence_s: PositiveFloat  # a connection whose other end does not even acknowledge for so long is cut
+    store_port: Port
+    timeout_s: PositiveSeconds  # the longest that one message may take
+    silence_s: PositiveSeconds  # a connection whose other end does not even acknowledge for so long is cut
 
 
 class ProfileJob(Value):
@@ -75,13 +95,13 @@ class ProfileJob(Value):
 
     kind: Literal["profile"] = "profile"
     model: ModelSettings
-    threads: PositiveInt
+    threads: Threads
     accelerator: Accelerator = "cpu"
-    sample_counts: tuple[PositiveInt, ...] = Field(min_length=1)
-    repetitions: PositiveInt
-    warm_up: NonNegativeInt
-    time_limit_s: PositiveFloat
-    memory_limit_bytes: PositiveInt | None = None
+    sample_counts: tuple[BatchSize, ...] = Field(min_length=1)
+    repetitions: PositiveCount
+    warm_up: Count
+    time_limit_s: PositiveSeconds
+    memory_limit_bytes: MemoryBytes | None = None
     optimizer: OptimizerSettings = OptimizerSettings()
 
 
@@ -90,9 +110,9 @@ class ProbeJob(Value):
 
     kind: Literal["probe"] = "probe"
     group: Group
-    links: dict[str, Link] = Field(default_factory=dict)
-    repetitions: PositiveInt
-    target_s: PositiveFloat  # a long message is made long enough to take this long
+    links: dict[Name, Link] = Field(default_factory=dict)
+    repetitions: PositiveCount
+    target_s: PositiveSeconds  # a long message is made long enough to take this long
 
 
 class TrainJob(Value):
@@ -100,9 +120,9 @@ class TrainJob(Value):
 
     kind: Literal["train"] = "train"
     group: Group
-    links: dict[str, Link] = Field(default_factory=dict)
+    links: dict[Name, Link] = Field(default_factory=dict)
     pace: WorkerProfile | None = None  # None: as fast as the machine is
-    threads: PositiveInt
+    threads: Threads
     accelerator: Accelerator = "cpu"
     training: Training
     plan: Plan
@@ -115,7 +135,7 @@ class RivalJob(Value):
     kind: Literal["rival"] = "rival"
     group: Group
     rival: Rival
-    threads: PositiveInt
+    threads: Threads
     training: Training
     plan: Plan
 
@@ -123,7 +143,7 @@ class RivalJob(Value):
 class Machine(Value):
     """What a worker that is started by hand computes with."""
 
-    threads: PositiveInt
+    threads: Threads
     accelerator: Accelerator = "cpu"
 
 
@@ -133,9 +153,11 @@ class Jobs(Value):
     training: Training
     plan: Plan
     execution: Execution
-    workers: dict[str, Machine]  # the plan's participants; a worker's rank is its place here
-    timeout_s: PositiveFloat  # see Group
-    silence_s: PositiveFloat
+    workers: dict[Name, Machine] = Field(
+        max_length=MOST_WORKERS
+    )  # the plan's participants; a worker's rank is its place here
+    timeout_s: PositiveSeconds  # see Group
+    silence_s: PositiveSeconds
 
     @model_validator(mode="after")
     def _workers_are_the_participants(self) -> "Jobs":
@@ -178,15 +200,15 @@ class Ready(Value):
     """A worker's first answer. ``store_port`` is that of the rendezvous store, on the worker that serves it."""
 
     kind: Literal["ready"] = "ready"
-    store_port: PositiveInt | None = None
+    store_port: Port | None = None
 
 
 class Progress(Value):
     """How far a job has come; ``note`` is what a progress bar shows beside it."""
 
     kind: Literal["progress"] = "progress"
-    done: NonNegativeInt
-    total: NonNegativeInt
+    done: Count
+    total: Count
     note: str = ""
 
 
@@ -212,17 +234,17 @@ class Probed(Value):
     """
 
     kind: Literal["probed"] = "probed"
-    message_bytes: NonNegativeInt = 0
-    long_s: tuple[PositiveFloat, ...] = ()
-    half_s: tuple[PositiveFloat, ...] = ()
-    short_s: tuple[PositiveFloat, ...] = ()
+    message_bytes: Bytes = 0
+    long_s: tuple[PositiveSeconds, ...] = ()
+    half_s: tuple[PositiveSeconds, ...] = ()
+    short_s: tuple[PositiveSeconds, ...] = ()
 
 
 class Snapshot(Value):
     """The root's weights after ``iteration`` iterations, as payload (see ``runtime.pack_weights``)."""
 
     kind: Literal["snapshot"] = "snapshot"
-    iteration: PositiveInt
+    iteration: PositiveCount
 
 
 class ClockReading(Value):
@@ -233,7 +255,7 @@ class ClockReading(Value):
 
     at_s: float
     offset_s: float
-    error_s: NonNegativeFloat
+    error_s: Seconds
 
 
 class Iteration(Value):
@@ -246,7 +268,7 @@ class Iteration(Value):
     started_s: float
     ended_s: float
     spans: tuple[tuple[float, float], ...]  # start and end of every action of the worker's program
-    late_s: NonNegativeFloat  # by how much paced actions missed their deadlines
+    late_s: Seconds  # by how much paced actions missed their deadlines
 
 
 class Beat(Value):
@@ -261,7 +283,7 @@ class Beat(Value):
 class Report(Value):
     """What a worker that was started by hand leaves behind: the content of ``<worker>.json``."""
 
-    worker: str
+    worker: Name
     memory_kept: bool  # see the module ``memory``
     error: str | None  # None: all iterations are done
     iterations: tuple[Iteration, ...]
@@ -283,7 +305,7 @@ class Reply(Value):
     """One line from a worker."""
 
     answer: Answer
-    payload_bytes: NonNegativeInt = 0
+    payload_bytes: Bytes = 0
     more: bool = False  # of the payload follows, in a later line with the same answer
 
 

@@ -2,28 +2,39 @@
 
 from functools import cached_property
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from hiertrain.values import InputError, Value
+from hiertrain.values import (
+    MOST_WORKERS,
+    BurstBytes,
+    InputError,
+    LatencyMs,
+    Name,
+    PositiveBytes,
+    PositiveCount,
+    RateMbps,
+    Spread,
+    Value,
+)
 
 
 class LinkMeasurement(Value):
     """How a link's figures were obtained; the spread is the interquartile range."""
 
-    repetitions: PositiveInt
-    message_bytes: PositiveInt
-    bandwidth_spread_mbps: NonNegativeFloat
-    latency_spread_ms: NonNegativeFloat
+    repetitions: PositiveCount
+    message_bytes: PositiveBytes
+    bandwidth_spread_mbps: Spread
+    latency_spread_ms: Spread
 
 
 class Link(Value):
     """One direction of one pair of workers. The file speaks Mbit/s and ms; the code uses bit/s and s."""
 
-    source: str = Field(validation_alias="from", serialization_alias="from")
-    target: str = Field(validation_alias="to", serialization_alias="to")
-    bandwidth_mbps: PositiveFloat
-    latency_ms: NonNegativeFloat
-    burst_bytes: NonNegativeFloat = 0.0  # that pass at once after a pause: the credit of a token bucket
+    source: Name = Field(validation_alias="from", serialization_alias="from")
+    target: Name = Field(validation_alias="to", serialization_alias="to")
+    bandwidth_mbps: RateMbps
+    latency_ms: LatencyMs
+    burst_bytes: BurstBytes = 0.0  # that pass at once after a pause: the credit of a token bucket
     measurement: LinkMeasurement | None = None
 
     @property
@@ -52,7 +63,7 @@ class Network(Value):
     8 x / bandwidth, and arrives at max(free, ready) + latency.
     """
 
-    links: tuple[Link, ...]
+    links: tuple[Link, ...] = Field(max_length=MOST_WORKERS**2)
 
     @model_validator(mode="after")
     def _one_link_per_direction(self) -> "Network":

@@ -1,7 +1,6 @@
 """What the parsed options of ``hiertrain`` mean: values, checked before any work starts. All raise InputError."""
 
 import argparse
-import math
 import re
 from collections.abc import Collection
 from decimal import Decimal
@@ -14,7 +13,7 @@ from hiertrain.network import Network
 from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.profile import Profile
 from hiertrain.solution import Solution
-from hiertrain.values import InputError
+from hiertrain.values import InputError, PositiveSeconds, check
 
 if TYPE_CHECKING:
     from hiertrain.datasets import Dataset
@@ -49,8 +48,7 @@ def given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | No
 
 def check_time_limit(options: argparse.Namespace) -> None:
     """Raise InputError for a time limit that is none."""
-    if not 0 < options.time_limit < math.inf:
-        raise InputError(f"time limit {options.time_limit:g} s: must be a positive number")
+    check("time limit in s", options.time_limit, PositiveSeconds)
 
 
 def check_search(options: argparse.Namespace, workers: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_valid
 from hiertrain import files
 from hiertrain.paths import INTERACTIVE, NOTEBOOKS, RESULTS
 from hiertrain.records import run_folder
-from hiertrain.values import InputError, Value
+from hiertrain.values import InputError, Name, Value
 
 
 class NotebookSettings(Value):
@@ -39,9 +39,9 @@ class ParameterFile(Value):
     A variant names another one as its base and says only what is different; what it does not list is not executed.
     """
 
-    base: str | None = None
-    run: str  # folder under results/, unless another one is asked for
-    notebooks: dict[str, NotebookSettings] = Field(min_length=1)
+    base: Name | None = None
+    run: Name  # folder under results/, unless another one is asked for
+    notebooks: dict[Name, NotebookSettings] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _outputs_are_declared_once(self) -> "ParameterFile":

@@ -11,12 +11,22 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from hiertrain.chain import Chain
 from hiertrain.network import Network
 from hiertrain.profile import Profile
-from hiertrain.values import InputError, Value
+from hiertrain.values import (
+    MOST_WORKERS,
+    BatchSize,
+    InputError,
+    Layers,
+    MemoryBytes,
+    Name,
+    Samples,
+    Value,
+    check,
+)
 
 SCALE_BYTES = 8  # the least and the greatest value, float32, of a message of 8-bit activations
 
@@ -46,9 +56,9 @@ class Execution(Value):
 class Assignment(Value):
     """One worker's part of a plan."""
 
-    parent: str | None  # None for the root
-    depth: NonNegativeInt  # m_w: the worker computes layers 1..depth
-    samples: NonNegativeInt  # b_w: samples that start at layer 1 here
+    parent: Name | None  # None for the root
+    depth: Layers  # m_w: the worker computes layers 1..depth
+    samples: Samples  # b_w: samples that start at layer 1 here
 
 
 class Plan(Value):
@@ -58,9 +68,9 @@ class Plan(Value):
     computes; the samples add up to the batch size.
     """
 
-    batch_size: PositiveInt
-    data_holder: str  # the worker that has the raw samples
-    workers: dict[str, Assignment]
+    batch_size: BatchSize
+    data_holder: Name  # the worker that has the raw samples
+    workers: dict[Name, Assignment] = Field(max_length=MOST_WORKERS)
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> "Plan":
@@ -196,6 +206,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         known = set(self.profile.workers)
+        check("batch size", self.batch_size, BatchSize)
         greedy = max(self.profile.layers, key=lambda layer: layer.least_samples)
         if self.batch_size < greedy.least_samples:
             taken = f", which layer {greedy.name!r} takes" if greedy.least_samples > 1 else ""
@@ -215,8 +226,7 @@ class Problem:
             for target in sorted({*self.workers, self.data_holder} - {source}):
                 self.network.link(source, target)
         for name, limit in self.memory_limit_bytes.items():
-            if limit <= 0:
-                raise InputError(f"memory limit of {name!r} is {limit} bytes; must be positive")
+            check(f"memory limit of {name!r} in bytes", limit, MemoryBytes)
         missing = [layer.name for layer in self.profile.layers if layer.activation_bytes is None]
         if self.memory_limit_bytes and missing:
             raise InputError(f"memory limits need activation_bytes of every layer; the profile lacks {missing[0]!r}'s")

@@ -7,17 +7,31 @@ case ``fixed_s = 0``.
 from functools import cached_property
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from hiertrain.chain import Chain, Layer, check_layer_names
-from hiertrain.values import InputError, Value
+from hiertrain.values import (
+    MOST_LAYERS,
+    MOST_WORKERS,
+    Count,
+    InputError,
+    LayerName,
+    Name,
+    PositiveBytes,
+    PositiveCount,
+    Samples,
+    Seconds,
+    Slowdown,
+    Threads,
+    Value,
+)
 
 
 class LayerCost(Value):
     """Seconds for n samples: ``fixed_s + per_sample_s * n``; 0 for n = 0."""
 
-    fixed_s: NonNegativeFloat
-    per_sample_s: NonNegativeFloat
+    fixed_s: Seconds
+    per_sample_s: Seconds
 
     def seconds(self, samples: int) -> float:
         return self.fixed_s + self.per_sample_s * samples if samples else 0.0
@@ -35,7 +49,7 @@ class LayerTimes(Value):
 
     forward: LayerCost
     backward: LayerCost
-    update_s: NonNegativeFloat  # one optimizer step over the layer's parameters
+    update_s: Seconds  # one optimizer step over the layer's parameters
 
     def scaled(self, factor: float) -> "LayerTimes":
         return LayerTimes(
@@ -58,22 +72,22 @@ Accelerator = Literal["cpu", "cuda"]
 class TimingPoint(Value):
     """Repeated timings of one step of one layer: the median, and the interquartile range as spread."""
 
-    layer: str
+    layer: LayerName
     step: Step
-    samples: NonNegativeInt  # 0 for the update, which does not depend on it
-    median_s: NonNegativeFloat
-    spread_s: NonNegativeFloat
+    samples: Samples  # 0 for the update, which does not depend on it
+    median_s: Seconds
+    spread_s: Seconds
 
 
 class Measurement(Value):
     """How a worker's times were obtained."""
 
     host: str
-    threads: PositiveInt
+    threads: Threads
     accelerator: Accelerator = "cpu"
     memory_kept: bool = False  # see the module ``memory``; False in profiles of before it was
-    warm_up: NonNegativeInt
-    repetitions: PositiveInt
+    warm_up: Count
+    repetitions: PositiveCount
     points: tuple[TimingPoint, ...]
     skipped: tuple[str, ...] = ()  # sample counts left out, each with its reason
 
@@ -82,7 +96,7 @@ class WorkerProfile(Value):
     """The layers' times on one worker, in chain order."""
 
     layers: tuple[LayerTimes, ...]
-    slowdown: PositiveFloat = 1.0  # above 1: emulated by pacing a faster machine by this factor
+    slowdown: Slowdown = 1.0  # above 1: emulated by pacing a faster machine by this factor
     measurement: Measurement | None = None  # None: written by hand
 
     def scaled(self, factor: float) -> "WorkerProfile":
@@ -114,11 +128,11 @@ class WorkerProfile(Value):
 class Profile(Value):
     """Sizes and times of one model on a set of workers: the content of ``profile.json``."""
 
-    model: str
-    sample_bytes: PositiveInt
+    model: Name
+    sample_bytes: PositiveBytes
     dtype: Literal["float32"] = "float32"
-    layers: tuple[Layer, ...] = Field(min_length=1)
-    workers: dict[str, WorkerProfile] = Field(min_length=1)
+    layers: tuple[Layer, ...] = Field(min_length=1, max_length=MOST_LAYERS)
+    workers: dict[Name, WorkerProfile] = Field(min_length=1, max_length=MOST_WORKERS)
 
     @model_validator(mode="after")
     def _times_match_layers(self) -> "Profile":

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydantic import JsonValue, PositiveInt
+from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
 
 from hiertrain import files
 from hiertrain.paths import RESULTS, ROOT
-from hiertrain.values import InputError, RunError, Value
+from hiertrain.values import InputError, Name, RunError, Threads, Value, check
 
 
 class Environment(Value):
@@ -33,7 +33,7 @@ class Environment(Value):
     source: str | None = None  # digest of the package's source files; None in records of before it was kept
     host: str
     cpu: str
-    cores: PositiveInt
+    cores: Threads
     os: str
     python: str
     versions: dict[str, str]  # of the workbench and of every package that it depends on directly
@@ -43,8 +43,8 @@ class Environment(Value):
 class Record(Value):
     """One result with the parameters and the environment that produced it."""
 
-    run: str
-    name: str
+    run: Name
+    name: Name
     parameters: dict[str, JsonValue]
     results: dict[str, JsonValue]
     environment: Environment
@@ -52,7 +52,7 @@ class Record(Value):
 
 def run_folder(run: str, root: Path = RESULTS) -> Path:
     """The folder of a run, which need not exist yet. Raises InputError for a name that is no plain folder name."""
-    _check_name("run", run)
+    check("run", run, Name)
     return root / run
 
 
@@ -162,15 +162,8 @@ def package_versions() -> dict[str, str]:
 
 def record_path(run: str, name: str, root: Path = RESULTS) -> Path:
     """Where a record is. Raises InputError when a name is no plain file name."""
-    _check_name("record", name)
+    check("record", name, Name)
     return run_folder(run, root) / "records" / f"{name}.json"
-
-
-def _check_name(kind: str, name: str) -> None:
-    if not re.fullmatch(r"\w[\w.-]*", name, flags=re.ASCII):
-        raise InputError(
-            f"{kind} name {name!r}: must consist of letters, digits, '-', '_' and '.', and start with no '-' or '.'"
-        )
 
 
 def _json(values: Mapping[str, object], source: str) -> object:

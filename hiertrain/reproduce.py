@@ -29,7 +29,7 @@ from hiertrain import files
 from hiertrain.parameters import Job, check_known, prepare
 from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
 from hiertrain.records import Environment, environment_record, package_versions
-from hiertrain.values import ON_DEMAND, InputError, RunError, Value
+from hiertrain.values import ON_DEMAND, InputError, RunError, Seconds, Value
 
 MISSING = "missing"  # stands for the digest of a file that is not there
 
@@ -44,7 +44,7 @@ class NotebookRecord(Value):
     fingerprint: str
     parameters: dict[str, JsonValue]
     outputs: dict[str, str]  # sha256 by path; what is declared, and the notebook's records
-    seconds: float
+    seconds: Seconds
     environment: Environment
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from hiertrain.plan import Execution, Plan
-from hiertrain.values import Value
+from hiertrain.values import MemoryBytes, Name, PlanSeconds, PositiveSeconds, Seconds, Seed, Value
 
 Shape = Literal["tree", "star"]  # star: the paper's plans, in which every active worker is the root or its child
 
@@ -15,14 +15,14 @@ class Settings(Value):
     """What produced a solution, besides profile, network, batch size and data holder."""
 
     shape: Shape
-    seed: NonNegativeInt
-    time_limit_s: PositiveFloat
+    seed: Seed
+    time_limit_s: PositiveSeconds
     execution: Execution
-    excluded: tuple[str, ...]
-    root: str | None
+    excluded: tuple[Name, ...]
+    root: Name | None
     samples_stay: bool
     whole_model: bool = False
-    memory_limit_bytes: dict[str, PositiveInt]
+    memory_limit_bytes: dict[Name, MemoryBytes]
     ortools_version: str
 
     @field_validator("execution")
@@ -39,10 +39,10 @@ class Solution(Value):
     """A plan and how good it is: the content of ``solution.json``."""
 
     plan: Plan
-    objective_s: NonNegativeFloat  # the plan's time, from the cost model
-    bound_s: NonNegativeFloat  # no admissible plan is faster
+    objective_s: PlanSeconds  # the plan's time, from the cost model
+    bound_s: PlanSeconds  # no admissible plan is faster
     status: Literal["optimal", "feasible"]  # feasible: the time limit came before the proof
-    solve_s: NonNegativeFloat
+    solve_s: Seconds
     settings: Settings
 
     @model_validator(mode="after")

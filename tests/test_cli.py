@@ -208,12 +208,12 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
         (["--root", "moon"], "worker 'moon' is not in the testbed; it has device, edge, cloud"),
         (["--exclude", "moon"], "worker 'moon'"),
         (["--memory-limit", "much"], "memory limit 'much'"),
-        (["--time-limit", "-1"], "time limit -1 s: must be a positive number"),
+        (["--time-limit", "-1"], "time limit in s -1.0: must be greater than 0"),
     ):
         assert main(["train", *options]) == 2
         assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
     assert main(["profile", "--time-limit", "nan"]) == 2
-    assert capsys.readouterr().err == "hiertrain: error: time limit nan s: must be a positive number\n"
+    assert capsys.readouterr().err == "hiertrain: error: time limit in s nan: must be a finite number\n"
 
 
 def test_all_three_stages_from_the_command_line(

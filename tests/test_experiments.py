@@ -196,7 +196,7 @@ def test_only_three_emulated_hosts_make_a_grid(settings: LocalSettings, message:
 
 
 def test_sweeps_and_profiles_that_there_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"sweep of cloud_mbps: cloud_mbps: .*greater than 0, got -1"):
+    with pytest.raises(InputError, match=r"sweep of cloud_mbps: cloud_mbps: .*at least 0.001, got -1"):
         varied(MIDDLE, "cloud_mbps", [-1.0])
     with pytest.raises(InputError, match="sweep of colour: colour: unknown field"):
         varied(MIDDLE, "colour", [1.0])

@@ -104,7 +104,7 @@ LINKS = tuple(Link(source=a, target=b, bandwidth_mbps=1, latency_ms=0) for a in 
         ({"root": "edge", "excluded": frozenset({"edge"})}, "root 'edge' is excluded"),
         ({"excluded": frozenset(WORKERS)}, "at least one worker must be left"),
         ({"samples_stay": True, "excluded": frozenset({"device"})}, "raw samples must stay on 'device'"),
-        ({"memory_limit_bytes": {"edge": 0}}, "memory limit of 'edge' is 0 bytes"),
+        ({"memory_limit_bytes": {"edge": 0}}, "memory limit of 'edge' in bytes 0: must be at least 1"),
         ({"network": Network(links=LINKS[1:])}, "no link from 'device' to 'edge'"),
     ],
 )

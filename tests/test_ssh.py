@@ -83,7 +83,7 @@ def test_a_lost_connection_ends_within_the_timeout(timeout_s: float) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"worker name 'a;b': must be letters"):
+    with pytest.raises(ValueError, match=r"name 'a;b': must be 1 to 64 letters"):
         SshSettings(data_holder="a;b", workers={"a;b": SshWorker(host="pi", address="10.0.0.1", interface="eth0")})
     for address in ("pi.local", "0.0.0.0", "10.0.0"):
         with pytest.raises(ValueError, match=f"address '{address}': must be an IPv4 address"):

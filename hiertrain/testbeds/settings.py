@@ -4,25 +4,24 @@ The kinds share everything but what only one of them can do: a local testbed emu
 has them shaped by the kernel, and machines that SSH reaches have their own.
 """
 
-import re
 from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address
 from os import PathLike
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, RootModel, field_validator, model_validator
+from pydantic import Field, RootModel, field_validator, model_validator
 
 from hiertrain import files
 from hiertrain.jobs import BEAT_S
 from hiertrain.network import Link, Network
-from hiertrain.values import InputError, Value
+from hiertrain.values import MOST_WORKERS, Cores, InputError, Name, Port, Seconds, Slowdown, Threads, Value
 
 
 class WorkerSettings(Value):
     """One worker of a testbed file."""
 
-    slowdown: float = 1.0  # paced to this multiple of the machine's own time; 1: as fast as it is
-    threads: PositiveInt = 1
+    slowdown: Slowdown = 1.0  # paced to this multiple of the machine's own time; 1: as fast as it is
+    threads: Threads = 1
     accelerator: Literal["cpu", "cuda"] = "cpu"
 
     @field_validator("slowdown")
@@ -38,7 +37,7 @@ class WorkerSettings(Value):
 class NetnsWorker(WorkerSettings):
     """A worker in a network namespace of its own."""
 
-    cpu_quota: PositiveFloat | None = None  # cores that it may use, by a control group; None: no quota
+    cpu_quota: Cores | None = None  # cores that it may use, by a control group; None: no quota
 
     @model_validator(mode="after")
     def _pacing_or_quota(self) -> "NetnsWorker":
@@ -54,7 +53,7 @@ class SshWorker(WorkerSettings):
 
     host: str = Field(min_length=1)  # what ssh is told: a name, an alias of ~/.ssh/config or an address
     user: str | None = None
-    port: PositiveInt | None = Field(default=None, le=65535)
+    port: Port | None = None
     address: str  # IPv4 address that the other workers reach it at
     interface: str = Field(min_length=1)  # the network interface whose first IPv4 address this is
     python: str = Field(default="python3", min_length=1)  # the interpreter there, such as hiertrain/.venv/bin/python
@@ -78,10 +77,10 @@ W = TypeVar("W", bound=WorkerSettings)
 class _TestbedSettings(Value, Generic[W]):
     """What every kind of testbed has."""
 
-    data_holder: str
-    workers: Mapping[str, W] = Field(min_length=1)
+    data_holder: Name
+    workers: Mapping[Name, W] = Field(min_length=1, max_length=MOST_WORKERS)
     # A worker or a link without a sign of life for so long counts as lost; a busy machine may miss a few beats.
-    timeout_s: float = Field(default=8.0, ge=4 * BEAT_S)
+    timeout_s: Annotated[Seconds, Field(ge=4 * BEAT_S)] = 8.0
     memory_kept: bool = True  # see the module ``memory``; False: as a plain script is run, to compare with
 
     @model_validator(mode="after")
@@ -126,16 +125,6 @@ class SshSettings(_TestbedSettings[SshWorker]):
 
     kind: Literal["ssh"] = "ssh"
     ssh_config: str | None = None  # a file for ``ssh -F``; None: ~/.ssh/config and what the system has
-
-    @field_validator("workers")
-    @classmethod
-    def _names_are_plain(cls, workers: Mapping[str, SshWorker]) -> Mapping[str, SshWorker]:
-        for name in workers:  # it reaches the shells of the machines
-            if not re.fullmatch(r"\w[\w.-]*", name, flags=re.ASCII):
-                raise ValueError(
-                    f"worker name {name!r}: must be letters, digits and '_', after the first also '-' and '.'"
-                )
-        return workers
 
 
 AnySettings = LocalSettings | NetnsSettings | SshSettings

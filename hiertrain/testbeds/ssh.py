@@ -19,13 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TypeVar
 
-from pydantic import PositiveInt, ValidationError
+from pydantic import ValidationError
 
 from hiertrain.memory import KEPT
 from hiertrain.testbeds import preflight
 from hiertrain.testbeds.base import Host
 from hiertrain.testbeds.settings import SshSettings, SshWorker
-from hiertrain.values import InputError, Value
+from hiertrain.values import Count, InputError, Port, Value
 
 OLDEST_PYTHON = (3, 11)
 PACKAGES = ("numpy", "pydantic", "torch", "torchvision")  # decide how a worker computes and what it sends
@@ -223,9 +223,9 @@ def _await_copy(session: _Session) -> str | None:
 class _Inspection(Value):
     """The answer to a check's first request: see ``preflight.inspect``."""
 
-    python: tuple[int, int, int]
+    python: tuple[Count, Count, Count]
     interfaces: tuple[tuple[str, str], ...]
-    port: PositiveInt | None
+    port: Port | None
     packages: dict[str, str | None]
     folder: str | None
     sources: dict[str, str]
