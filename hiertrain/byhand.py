@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from hiertrain import files, memory
 from hiertrain.jobs import Answer, Beat, ClockReading, Iteration, Jobs, Report, Snapshot, TrainJob
+from hiertrain.training import keep_iteration
 from hiertrain.values import InputError
 from hiertrain.worker import Pulse, in_one_line, train
 
@@ -38,7 +39,8 @@ class _Folder:
     def put(self, answer: Answer, payload: bytes = b"") -> None:
         match answer:
             case Beat():
-                self._done += answer.iterations
+                for iteration in answer.iterations:
+                    keep_iteration(self._done, iteration)
                 self._clock += answer.clock
                 if os.getppid() != self._starter:  # killed; whatever it died of, nobody else would end this worker
                     try:

@@ -1,5 +1,6 @@
 """Single-process SGD: what every plan must equal, written as anybody would write it, without plan or program."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from hiertrain.datasets import Dataset, batch_indices
 from hiertrain.jobs import Training
 from hiertrain.models import build_model
 from hiertrain.runtime import build_optimizer, pack_weights
+from hiertrain.training import Snapshots
 from hiertrain.values import RunError
 
 
@@ -18,7 +20,7 @@ class ReferenceRun:
     """The loss of each mini-batch, and the packed weights by the number of iterations done."""
 
     losses: tuple[float, ...]
-    snapshots: dict[int, bytes]
+    snapshots: Mapping[int, bytes]
 
 
 def train_on_one_process(training: Training, dataset: Dataset) -> ReferenceRun:
@@ -29,7 +31,7 @@ def train_on_one_process(training: Training, dataset: Dataset) -> ReferenceRun:
     model = build_model(**dict(training.model)).train()
     torch.manual_seed(training.seed)  # of Dropout
     optimizer = build_optimizer(training.optimizer, list(model.parameters()))
-    losses, snapshots = [], {}
+    losses, snapshots = [], Snapshots()
     for iteration in trange(training.iterations, desc="single process", unit="iteration", leave=False):
         rows = batch_indices(len(dataset.train_labels), training.batch_size, training.seed, iteration)
         optimizer.zero_grad()
@@ -41,5 +43,5 @@ def train_on_one_process(training: Training, dataset: Dataset) -> ReferenceRun:
         losses.append(loss.item())
         done = iteration + 1
         if training.snapshot_due(done):
-            snapshots[done] = pack_weights(model)
+            snapshots.keep(done, pack_weights(model))
     return ReferenceRun(tuple(losses), snapshots)

@@ -42,7 +42,7 @@ from hiertrain.program import Program, compile_plan, dry_run
 from hiertrain.runtime import unpack_weights
 from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshWorker
-from hiertrain.training import TrainingRun
+from hiertrain.training import Snapshots, TrainingRun, keep_iteration
 from hiertrain.values import InputError, RunError
 
 EVALUATION_BATCH = 500
@@ -175,12 +175,13 @@ def training_settings(
     snapshot_every: int | None = None,
     data_folder: Path | None = None,
 ) -> Training:
-    """What to train. By default one epoch, with one snapshot at its end. Raises InputError when they do not fit."""
+    """What to train. By default one epoch; with one snapshot at the end. Raises InputError when they do not fit."""
     if model.sample_shape not in (None, dataset.sample_shape):
         raise InputError(
             f"model {model.name} takes samples {model.sample_shape}, {dataset.name} has {dataset.sample_shape}"
         )
     epoch = iterations_per_epoch(len(dataset.train_labels), batch_size)
+    wanted = epoch if iterations is None else iterations
     content = {
         "model": {**dict(model), "sample_shape": dataset.sample_shape, "classes": dataset.classes},
         "dataset": dataset.name,
@@ -188,8 +189,8 @@ def training_settings(
         "batch_size": batch_size,
         "optimizer": dict(optimizer or OptimizerSettings()),
         "seed": seed,
-        "iterations": epoch if iterations is None else iterations,
-        "snapshot_every": epoch if snapshot_every is None else snapshot_every,
+        "iterations": wanted,
+        "snapshot_every": wanted if snapshot_every is None else snapshot_every,
     }
     return parse(Training, content, "training")
 
@@ -273,14 +274,15 @@ def _watch(
     """Run the jobs and gather what the workers report. An error says what was completed."""
     done: dict[str, list[Iteration]] = {name: [] for name in jobs}
     clocks: dict[str, list[ClockReading]] = {name: [] for name in jobs}
-    snapshots: dict[int, bytes] = {}
+    snapshots = Snapshots()
 
     def keep(name: str, event: Progress | Snapshot | Beat, payload: bytes) -> None:
         match event:
             case Snapshot():
-                snapshots[event.iteration] = payload
+                snapshots.keep(event.iteration, payload)
             case Beat():
-                done[name] += event.iterations
+                for iteration in event.iterations:
+                    keep_iteration(done[name], iteration)
                 clocks[name] += event.clock
                 bar.n = min(map(len, done.values()))
                 bar.refresh()

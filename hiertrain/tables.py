@@ -208,7 +208,7 @@ def action_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Timeli
     for name, run in runs.items():
         iteration_s = float(np.median(run.iteration_s[1:]))
         observed_s: dict[Span, list[float]] = {span: [] for span in predicted[name].spans}
-        for iteration in range(1, run.iterations):
+        for iteration in run.with_spans[1:]:
             timeline = {(span.worker, span.position): span for span in run.timeline(iteration).spans}
             for span, durations_s in observed_s.items():
                 receipt = receipts(run.program).get((span.worker, span.position))

@@ -1,6 +1,12 @@
-"""What a training run left behind: losses, weights, and its spans on one clock. Times in seconds."""
+"""What a training run left behind: losses, weights, and its spans on one clock. Times in seconds.
 
-from collections.abc import Mapping, Sequence
+However long it is, what it leaves in memory is small: the spans of a bounded number of iterations, and no weights.
+"""
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,8 +15,52 @@ import numpy as np
 from hiertrain.jobs import ClockReading, Iteration
 from hiertrain.plan import Plan
 from hiertrain.program import Program, Span, Timeline, receipts
+from hiertrain.values import InputError
 
 AWAITED_S = 2e-4  # a receive that takes so long had to wait: otherwise the message was there
+MOST_SPANS = 1000  # iterations of which a run keeps the spans
+
+
+class Snapshots(Mapping[int, bytes]):
+    """Packed weights by the number of iterations done, in a temporary file without a name, which ends with this."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when nothing refers to this any more
+        weakref.finalize(self, self._file.close)
+        self._places: dict[int, tuple[int, int]] = {}  # offset and size
+
+    def keep(self, iteration: int, packed: bytes) -> None:
+        """Write the weights after ``iteration`` iterations."""
+        self._places[iteration] = self._file.seek(0, os.SEEK_END), self._file.write(packed)
+
+    def __getitem__(self, iteration: int) -> bytes:
+        offset, size = self._places[iteration]
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def keep_iteration(done: list[Iteration], iteration: Iteration) -> None:
+    """Append what a worker reports, and keep no more spans than of ``MOST_SPANS`` iterations and the last one.
+
+    Of more iterations it is every second one that keeps them, then every fourth, and so on; the same on all workers.
+    """
+    done.append(iteration)
+    stride = _stride(len(done))
+    passed = range(len(done) - 1) if stride > _stride(len(done) - 1) else range(max(0, len(done) - 2), len(done) - 1)
+    for number in passed:
+        if number % stride and done[number].spans:
+            done[number] = done[number].model_copy(update={"spans": ()})
+
+
+def _stride(iterations: int) -> int:
+    """The least power of two of which ``iterations`` has at most ``MOST_SPANS`` multiples."""
+    return 1 << (max(0, iterations - 1) // MOST_SPANS).bit_length()
 
 
 def was_awaited(receipt: Span) -> bool:
@@ -65,15 +115,23 @@ class TrainingRun:
 
     @property
     def typical(self) -> int:
-        """The iteration, from 0, whose time is the median of all; of an even number, the longer of the two."""
-        return int(np.argsort(self.iteration_s)[self.iterations // 2])
+        """The iteration, from 0, whose time is the median of all with spans; of an even number of these, the longer."""
+        return sorted(self.with_spans, key=lambda iteration: self.iteration_s[iteration])[len(self.with_spans) // 2]
+
+    @cached_property
+    def with_spans(self) -> tuple[int, ...]:
+        """The iterations, from 0, whose spans were kept: see ``keep_iteration``."""
+        return tuple(i for i in range(self.iterations) if all(own[i].spans for own in self.done.values()))
 
     def timeline(self, iteration: int) -> Timeline:
         """The spans of one iteration, on one clock; it starts with its first worker.
 
         A send ends when its receiver, waiting for it, had it. The arrival of a message that came before its receiver
-        asked for it is known of an emulated link only; on a real one, such a send has no length.
+        asked for it is known of an emulated link only; on a real one, such a send has no length. Raises InputError for
+        an iteration that is not ``with_spans``.
         """
+        if iteration not in self.with_spans:
+            raise InputError(f"iteration {iteration}: its spans were not kept, only those of {MOST_SPANS} and the last")
         start_s = self._started_s[:, iteration].min()
         spans = {}
         for name, own in self.done.items():
