@@ -121,7 +121,7 @@ def run_train(options: argparse.Namespace) -> None:
     import numpy as np
 
     from hiertrain.datasets import load_dataset
-    from hiertrain.models import build_model
+    from hiertrain.models import build_model, channel_repeats
     from hiertrain.quantization import quantized_layers
     from hiertrain.records import recorded, save_record
     from hiertrain.stages import (
@@ -150,6 +150,10 @@ def run_train(options: argparse.Namespace) -> None:
 
     run_name, root = options.output.name, options.output.parent
     parameters = {"training": training.model_dump(exclude={"data_folder"}), "testbed": settings, "execution": execution}
+    repeats = channel_repeats(training.model.name, dataset.sample_shape)
+    if repeats > 1:
+        parameters["channel_repeats"] = repeats
+        print(f"samples of {dataset.name} are grey: {training.model.name} is given their one channel {repeats} times")
     with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 
@@ -21,7 +22,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from hiertrain.chain import Chain, Layer
-from hiertrain.tracing import PROBE_BATCHES, cut
+from hiertrain.probing import check_training, copied, inexact_layers, random_state
+from hiertrain.tracing import PROBE_BATCHES, cut, reasons_for
 from hiertrain.values import InputError
 
 
@@ -74,7 +76,9 @@ def build_model(
 
     ``sample_shape`` (C, H, W) is 3x32x32 for LeNet-5 and the AlexNet for 32x32 images, and 3x224x224 for torchvision's
     models, unless given. ``options`` are further arguments of a torchvision model: ``{"dropout": 0.0}`` makes some
-    exact. Raises InputError for an unknown name, for a shape or an option that the model does not take.
+    exact. torchvision's models take three channels: where the samples have one, they are given that one three times,
+    in the chain's first layer, so that one channel is stored and sent. Raises InputError for an unknown name, for a
+    shape or an option that the model does not take.
     """
     if name not in OWN_MODELS and name not in model_names():
         near = difflib.get_close_matches(name, model_names(), n=5)
@@ -90,24 +94,55 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = OWN_MODELS[name](shape[0], classes) if own else _torchvision_model(name, classes, options)
-    return chain_from_module(module, name, shape, classes)
+    with _refused_by_name(name):
+        return _cut_chain(module, name, shape, classes, channel_repeats(name, shape))
+
+
+def channel_repeats(name: str, sample_shape: tuple[int, ...]) -> int:
+    """How often ``build_model`` gives a model each channel of samples (C, H, W): 3 for torchvision's and grey ones."""
+    return 3 if sample_shape[0] == 1 and name not in OWN_MODELS else 1
 
 
 def chain_from_module(module: nn.Module, name: str, sample_shape: tuple[int, int, int], classes: int) -> ChainModel:
     """Any classifier as a chain, cut wherever exactly one tensor leads from what is before to what is after.
 
-    The module takes float32 [n, C, H, W] with values 0..1 and gives logits float32 [n, classes]. The chain takes it
-    over: parameters are shared, and its in-place operations are made out of place. What its forward functions do in
-    training mode only, such as auxiliary heads, is left out; modules like Dropout are not affected by that.
-    Raises InputError with the reason when the module cannot be cut.
+    The module takes float32 [n, C, H, W] with values 0..1 and gives logits float32 [n, classes]. The chain has copies
+    of its parameters and buffers; the module stays as it is, and so do all random streams. A few samples are trained
+    on both (see ``probing``). Raises InputError with the place and the reason when the module cannot be cut, or when
+    its chain would train something else.
     """
     _check_sizes(name, sample_shape, classes)
+    with _refused_by_name(name), random_state(0):  # a forward function may draw random numbers while it is traced
+        _check_parts(module)
+        own = copied(module)
+        model = _cut_chain(own, name, sample_shape, classes)
+        layers = {layer.name: part for layer, part in zip(model.chain.layers, model.layers, strict=False)}
+        _check_coverage(own, model)
+        check_training(module, layers, sample_shape, classes)
+        found = inexact_layers(layers, sample_shape)
+    known = [cause.partition(": ") for cause in model.chain.inexact_layers]
+    causes = {layer: [cause for name, _, cause in known if name == layer] or [found.get(layer)] for layer in layers}
+    inexact = tuple(f"{layer}: {cause}" for layer, own in causes.items() for cause in own if cause)
+    model.chain = model.chain.model_copy(update={"inexact_layers": inexact})
+    return model
+
+
+@contextmanager
+def _refused_by_name(name: str) -> Iterator[None]:
+    """Whatever is refused is refused for a model."""
     try:
-        segments = cut(module, sample_shape, classes)
-        modules = [segment.module for segment in segments]
-        small, large = (_trace_sizes(modules, (samples, *sample_shape)) for samples in PROBE_BATCHES)
+        yield
     except InputError as error:
         raise InputError(f"model {name!r} cannot be made a chain: {error}") from error
+
+
+def _cut_chain(
+    module: nn.Module, name: str, sample_shape: tuple[int, int, int], classes: int, repeats: int = 1
+) -> ChainModel:
+    """The chain of a module, which it takes over; grey samples are given to it ``repeats`` times."""
+    segments = cut(module, sample_shape, classes, repeats)
+    modules = [segment.module for segment in segments]
+    small, large = (_trace_sizes(modules, (samples, *sample_shape)) for samples in PROBE_BATCHES)
     kept = [more - less for (_, less), (_, more) in zip(small, large, strict=True)]
     shapes = [shape[1:] for shape, _ in small[:-1]]
     inputs = [(sample_shape, torch.uint8), *((shape, torch.float32) for shape in shapes)]
@@ -128,6 +163,34 @@ def chain_from_module(module: nn.Module, name: str, sample_shape: tuple[int, int
         inexact_layers=tuple(f"{segment.name}: {cause}" for segment in segments for cause in segment.inexact),
     )
     return ChainModel(chain, modules, shapes, sample_shape)
+
+
+def _check_parts(module: nn.Module) -> None:
+    """Raise InputError for parts that cannot be traced, copied, or sent from worker to worker."""
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise InputError(f"its part {name!r} is scripted; give the module that it was made of")
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(f"parameter {name!r} has no shape yet; run the module once, on samples, before")
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise InputError(
+                f"parameter {name!r} must be float32, on the CPU; it is "
+                f"{str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
+            )
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise InputError(f"parameter {name!r} has a hook; a copy would not have it")
+
+
+def _check_coverage(module: nn.Module, model: ChainModel) -> None:
+    """Raise InputError for parameters of the module that no layer of its chain has."""
+    covered = {id(parameter) for parameter in model.parameters()}
+    left = [name for name, parameter in module.named_parameters() if id(parameter) not in covered]
+    if left:
+        others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        raise InputError(
+            f"parameter {left[0]!r}{others} is of no use to its output in evaluation mode: no layer has it"
+        )
 
 
 def _check_sizes(name: str, sample_shape: tuple[int, ...], classes: int) -> None:
@@ -163,11 +226,12 @@ def _trace_sizes(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> list[tu
         steps = [partial(functional_call, layer, state) for layer, state in zip(layers, states, strict=True)]
         for step in (*steps, lambda logits: summed_loss(logits, labels)):
             start = len(kept)
-            with saved_tensors_hooks(keep, lambda tensor: tensor):
+            with saved_tensors_hooks(keep, lambda tensor: tensor), reasons_for("it does not run in training mode"):
                 x = step(x)
             storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept[start:]}
             sizes.append((tuple(x.shape), sum(size for key, size in storages.items() if key not in counted)))
             counted |= storages.keys()
+        _freeze_unused(x, layers, states)
     return sizes
 
 
@@ -180,6 +244,26 @@ def _least_samples(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype)
         except ValueError:  # BatchNorm's, for a single value per channel
             return min(PROBE_BATCHES)
     return 1
+
+
+def _freeze_unused(loss: Tensor, layers: Sequence[nn.Module], states: Sequence[Mapping[str, Tensor]]) -> None:
+    """Let parameters that the loss does not depend on need no gradient, as those that are frozen.
+
+    One process gives them none, and its optimizer leaves them alone: weight decay and momentum too. ``states``: the
+    tensors that the loss was computed with, in place of the layers' own.
+    """
+    reached: set[int] = set()
+    seen, ahead = {None}, [loss.grad_fn]
+    while ahead:
+        step = ahead.pop()
+        if step not in seen:
+            seen.add(step)
+            reached.add(id(getattr(step, "variable", None)))  # of a leaf of the autograd graph
+            ahead += [before for before, _ in step.next_functions]
+    for layer, state in zip(layers, states, strict=True):
+        for name, parameter in layer.named_parameters():
+            if id(state[name]) not in reached:
+                parameter.requires_grad_(False)
 
 
 def _state(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -239,6 +239,8 @@ class Runner:
                 state.gradient = received
             case Kind.RECEIVE_GRADIENTS:
                 for parameter, gradient in zip(self._parameters, split_like(received, self._parameters), strict=False):
+                    if not parameter.requires_grad:  # frozen: without a gradient the optimizer leaves it alone
+                        continue
                     if parameter.grad is None:  # none of the samples went through this layer here
                         parameter.grad = gradient
                     else:
@@ -308,5 +310,5 @@ def synchronize(device: torch.device) -> None:
 
 
 def _flat_gradient(parameter: Tensor) -> Tensor:
-    """The gradient as a vector; zeros for a parameter that the loss does not depend on."""
+    """The gradient as a vector; zeros where no samples went through the layer here, or where it is frozen."""
     return (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1)

@@ -5,8 +5,10 @@ comes before to what comes after. Nothing about a model is written by hand. Shap
 have sizes and no data, so that nothing is computed and no buffer or random stream is disturbed.
 """
 
+import io
 import operator
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, cast
@@ -17,23 +19,11 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from hiertrain.inplace import check_aliases, replace_in_place, spans_in_place
 from hiertrain.values import InputError
 
 # Two batch sizes tell a dimension that counts samples from one that happens to have the same size.
 PROBE_BATCHES = (2, 3)
-OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.ifloordiv: operator.floordiv,
-    operator.imod: operator.mod,
-    operator.ipow: operator.pow,
-    operator.imatmul: operator.matmul,
-    operator.iand: operator.and_,
-    operator.ior: operator.or_,
-    operator.ixor: operator.xor,
-}
 
 
 @dataclass(frozen=True)
@@ -66,20 +56,25 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-def cut(module: nn.Module, sample_shape: tuple[int, ...], classes: int) -> list[Segment]:
+def cut(module: nn.Module, sample_shape: tuple[int, ...], classes: int, repeats: int = 1) -> list[Segment]:
     """The module as segments, which share its parameters; the first one scales the raw samples by 1/255.
 
-    Afterwards the module is in training mode and its in-place operations work out of place, since a cut makes a
-    tensor a leaf of the autograd graph. Raises InputError with the reason when the module cannot be cut.
+    The first one also gives the module the only channel of grey samples ``repeats`` times. Afterwards the module is in
+    training mode and its in-place operations work out of place, since a cut makes a tensor a leaf of the autograd
+    graph. Raises InputError with the reason when the module cannot be cut.
     """
+    attributes = _attributes(module)
     graph = _trace(module)
-    scaled = _scale_samples(graph)
-    changes = _replace_in_place(graph, module)
+    _check_stateless(module, attributes)
+    scaled = _scale_samples(graph, repeats)
+    changes = replace_in_place(graph, module)
+    attributes = _attributes(module)
     module.eval()
     probes = [_propagate(graph, module, (samples, *sample_shape)) for samples in PROBE_BATCHES]
     module.train()
+    _check_stateless(module, attributes)
     _check_output(graph, probes, classes)
-    _check_aliases(changes, graph, probes[0])
+    check_aliases(changes, graph, probes[0])
     graph.eliminate_dead_code(is_impure_node=_has_effect)
     for node, value in probes[0].items():
         node.meta["value"] = value
@@ -96,9 +91,8 @@ def _trace(module: nn.Module) -> fx.Graph:
     try:
         for part in module.modules():
             part.training = _Evaluation()  # type: ignore[assignment]
-        graph = _Tracer().trace(module)
-    except Exception as error:  # a foreign forward function may raise anything
-        raise InputError(f"its forward function cannot be traced: {_first_line(error)}") from error
+        with reasons_for("its forward function cannot be traced"):
+            graph = _Tracer().trace(module)
     finally:
         module.train()
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
@@ -107,6 +101,23 @@ def _trace(module: nn.Module) -> fx.Graph:
     for node in inputs[1:]:  # further arguments keep their defaults
         _inline_default(node)
     return graph
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """All attributes, parameters and buffers of a module's parts, by their names, but for what tracing itself sets."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, part in module.named_modules()
+        for name, value in (vars(part) | part._parameters | part._buffers).items()
+        if name != "training" and not name.startswith("_tensor_constant")
+    }
+
+
+def _check_stateless(module: nn.Module, before: dict[str, Any]) -> None:
+    """Raise InputError when running the forward function has set an attribute."""
+    for name, value in _attributes(module).items():
+        if name not in before or before[name] is not value:
+            raise InputError(f"its forward function changes {name!r}; it must keep no state")
 
 
 def _has_effect(node: fx.Node) -> bool:
@@ -123,7 +134,7 @@ def _inline_default(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-def _scale_samples(graph: fx.Graph) -> list[fx.Node]:
+def _scale_samples(graph: fx.Graph, repeats: int) -> list[fx.Node]:
     """Insert the conversion of raw samples (0..255) to float32 in 0..1; return its nodes, the input included."""
     samples = next(node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_after(samples):
@@ -131,53 +142,12 @@ def _scale_samples(graph: fx.Graph) -> list[fx.Node]:
     with graph.inserting_after(floats):
         scaled = graph.call_function(operator.truediv, (floats, 255))
     samples.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not floats)
-    return [samples, floats, scaled]
-
-
-def _replace_in_place(graph: fx.Graph, module: nn.Module) -> list[tuple[fx.Node, fx.Node]]:
-    """Make every in-place operation out of place; return (changed value, operation) for each.
-
-    What is computed later from the changed value is computed from the operation's result instead.
-    """
-    position = {node: number for number, node in enumerate(graph.nodes)}
-    changes = []
-    for node in [node for node in graph.nodes if _is_in_place(node, module)]:
-        changed = node.args[0] if node.args else node.kwargs["input"]
-        node.target = _out_of_place_target(node)
-        if "inplace" in node.kwargs:
-            node.update_kwarg("inplace", False)
-        if isinstance(changed, fx.Node):
-            changed.replace_all_uses_with(
-                node, delete_user_cb=lambda user, node=node: position[user] > position[node], propagate_meta=False
-            )
-            changes.append((changed, node))
-    for part in module.modules():
-        if getattr(part, "inplace", False):
-            part.inplace = False  # type: ignore[assignment]
-    return changes
-
-
-def _is_in_place(node: fx.Node, module: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    return node.op in ("call_function", "call_method") and (
-        bool(node.kwargs.get("inplace")) or node.target in OUT_OF_PLACE or _is_trailing_underscore(node)
-    )
-
-
-def _is_trailing_underscore(node: fx.Node) -> bool:
-    """Whether the node calls an in-place tensor operation by torch's naming rule: ``relu_`` changes its input."""
-    name = node._pretty_print_target(node.target).rpartition(".")[2]
-    return name.endswith("_") and not name.endswith("__") and hasattr(Tensor, name) and hasattr(Tensor, name[:-1])
-
-
-def _out_of_place_target(node: fx.Node) -> Any:
-    if node.target in OUT_OF_PLACE:
-        return OUT_OF_PLACE[node.target]  # type: ignore[index]
-    if node.op == "call_module" or not _is_trailing_underscore(node):
-        return node.target
-    name = node._pretty_print_target(node.target).rpartition(".")[2][:-1]
-    return name if node.op == "call_method" else getattr(torch, name)
+    if repeats == 1:
+        return [samples, floats, scaled]
+    with graph.inserting_after(scaled):
+        coloured = graph.call_method("expand", (scaled, -1, repeats, -1, -1))
+    scaled.replace_all_uses_with(coloured, delete_user_cb=lambda user: user is not coloured)
+    return [samples, floats, scaled, coloured]
 
 
 class _Recorder(fx.Interpreter):
@@ -196,12 +166,10 @@ def _propagate(graph: fx.Graph, module: nn.Module, shape: tuple[int, ...]) -> di
     """The value of every node, tensors as fake ones, for raw samples of shape [n, C, H, W]."""
     recorder = _Recorder(module, graph)
     recorder.extra_traceback = False
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            recorder.run(torch.zeros(shape, dtype=torch.uint8))
-    except Exception as error:  # a foreign forward function may raise anything
-        wanted = "x".join(str(size) for size in shape[1:])
-        raise InputError(f"it does not run on samples of shape {wanted}: {_first_line(error)}") from error
+    wanted = "x".join(str(size) for size in shape[1:])
+    fails = reasons_for(f"it does not run on samples of shape {wanted}")
+    with fails, FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        recorder.run(torch.zeros(shape, dtype=torch.uint8))
     return recorder.values
 
 
@@ -218,25 +186,6 @@ def _check_output(graph: fx.Graph, probes: list[dict[fx.Node, Any]], classes: in
             )
 
 
-def _check_aliases(changes: list[tuple[fx.Node, fx.Node]], graph: fx.Graph, values: dict[fx.Node, Any]) -> None:
-    """Refuse in-place changes that are seen through a view: out of place they would be lost."""
-    position = {node: number for number, node in enumerate(graph.nodes)}
-    for changed, operation in changes:
-        for node, value in values.items():
-            if node in (changed, operation) or position[node] > position[operation]:
-                continue
-            seen_later = any(position[user] > position[operation] for user in node.users)
-            if seen_later and _shares_storage(value, values[changed]):
-                raise InputError(
-                    f"{operation.name!r} changes {changed.name!r} in place, and {node.name!r} is a view of it"
-                )
-
-
-def _shares_storage(value: Any, other: Any) -> bool:
-    both = isinstance(value, Tensor) and isinstance(other, Tensor)
-    return both and value.untyped_storage()._cdata == other.untyped_storage()._cdata
-
-
 def _split(
     graph: fx.Graph, module: nn.Module, probes: list[dict[fx.Node, Any]], scaled: list[fx.Node]
 ) -> list[list[fx.Node]]:
@@ -246,7 +195,7 @@ def _split(
     output = next(node for node in graph.nodes if node.op == "output")
     position[output] = len(nodes)
     last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
-    kept_whole = _spans_of_shared_state(graph, module, position)
+    kept_whole = _spans_of_shared_state(graph, module, position) + spans_in_place(graph, position)
     groups: list[list[fx.Node]] = [[]]
     crossing: set[fx.Node] = set()
     for number, node in enumerate(nodes):
@@ -377,6 +326,15 @@ def _is_inexact_function(node: fx.Node) -> bool:
     return drops or "batch_norm" in name
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+@contextmanager
+def reasons_for(what: str) -> Iterator[None]:
+    """Whatever a foreign function raises is an InputError: ``what``, the kind of the error and its first line."""
+    try:
+        with redirect_stderr(io.StringIO()):  # where torch.fx writes its code when a segment fails
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise InputError(f"{what}: {reason}") from error

@@ -276,6 +276,19 @@ def test_auxiliary_heads_are_left_out() -> None:
     assert with_heads(samples_of((3, 64, 64))).shape == (4, 10)
 
 
+def test_grey_samples_are_given_to_models_of_torchvision_three_times() -> None:
+    model = build_model("squeezenet1_1", (1, 32, 32), options={"dropout": 0.0})
+    colour = build_model("squeezenet1_1", (3, 32, 32), options={"dropout": 0.0})
+    samples, labels = samples_of((1, 32, 32)), torch.tensor([0, 1, 2, 3])
+    wanted = colour(samples.expand(-1, 3, -1, -1))
+    summed_loss(wanted, labels).backward()
+    assert torch.equal(segment_by_segment(model, samples, labels), wanted)
+    check_gradients(model, colour)
+    assert model.chain.sample_bytes == 32 * 32
+    assert [layer.output_bytes for layer in model.chain.layers] == [layer.output_bytes for layer in colour.chain.layers]
+    assert names(model) == names(colour)
+
+
 def test_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -306,7 +319,7 @@ def test_unknown_model_names_the_close_ones() -> None:
     [
         ("lenet5", (3, 224, 224), "'lenet5' cannot be made a chain: it does not run on samples of shape 3x224x224"),
         ("vit_b_32", (3, 32, 32), "does not run on samples of shape 3x32x32: .*image height"),
-        ("resnet18", (1, 32, 32), "does not run on samples of shape 1x32x32"),
+        ("resnet18", (2, 32, 32), "does not run on samples of shape 2x32x32"),
         ("lenet5", (3, 32), "sample_shape must be"),
     ],
 )
@@ -316,22 +329,22 @@ def test_sample_shape_that_a_model_does_not_take(name: str, shape: tuple[int, in
 
 
 class Function(nn.Module):
-    """A module whose forward function is given."""
+    """A module whose forward function is given; with its own ``inner`` layer where that uses one."""
 
-    def __init__(self, forward: Callable[[nn.Module, Tensor], object]) -> None:
+    def __init__(self, forward: Callable[[nn.Module, Tensor], object], inner: bool = False) -> None:
         super().__init__()
         self.function = forward
         self.fc = nn.Linear(12, CLASSES)
-        self.inner = nn.Linear(12, 12)
+        self.inner = nn.Linear(12, 12) if inner else None
         self.drop = nn.Dropout(0.0)
 
     def forward(self, x: Tensor) -> object:
         return self.function(self, x)
 
 
-def chain_of(forward: Callable[..., object]) -> ChainModel:
+def chain_of(forward: Callable[..., object], inner: bool = False) -> ChainModel:
     torch.manual_seed(0)
-    return chain_from_module(Function(forward), "given", (3, 2, 2), CLASSES)
+    return chain_from_module(Function(forward, inner), "given", (3, 2, 2), CLASSES)
 
 
 def add_in_place(self: Function, x: Tensor) -> Tensor:
@@ -353,7 +366,7 @@ def add_in_place(self: Function, x: Tensor) -> Tensor:
 )
 def test_module_that_cannot_be_cut_says_why(forward: Callable[..., object], message: str) -> None:
     with pytest.raises(InputError, match=f"model 'given' cannot be made a chain: .*{message}"):
-        chain_of(forward)
+        chain_of(forward, inner=True)
 
 
 def names(model: ChainModel) -> list[str]:
@@ -361,12 +374,12 @@ def names(model: ChainModel) -> list[str]:
 
 
 def test_no_cut_between_two_uses_of_one_parameter() -> None:
-    model = chain_of(lambda self, x: self.fc(self.inner(functional.relu(self.inner(x.flatten(1))))))
+    model = chain_of(lambda self, x: self.fc(self.inner(functional.relu(self.inner(x.flatten(1))))), inner=True)
     assert names(model) == ["flatten", "inner", "fc", "loss"]
 
 
 def test_modules_without_state_may_be_used_on_both_sides() -> None:
-    model = chain_of(lambda self, x: self.fc(self.drop(self.inner(self.drop(x.flatten(1))))))
+    model = chain_of(lambda self, x: self.fc(self.drop(self.inner(self.drop(x.flatten(1))))), inner=True)
     assert names(model) == ["flatten", "drop", "inner", "drop_2", "fc", "loss"]
 
 
@@ -378,6 +391,7 @@ def test_no_cut_where_a_size_crosses_or_samples_leave_the_first_dimension() -> N
 
 
 def many_in_place(self: Function, x: Tensor) -> Tensor:
+    assert self.inner is not None
     h = self.inner(x.flatten(1))
     h += 1
     h.mul_(2)
@@ -386,14 +400,15 @@ def many_in_place(self: Function, x: Tensor) -> Tensor:
 
 
 def one_in_place(self: Function, x: Tensor) -> Tensor:
+    assert self.inner is not None
     return self.fc(functional.leaky_relu(self.inner(x.flatten(1)), 0.1, inplace=True))
 
 
 @pytest.mark.parametrize("forward", [many_in_place, one_in_place])
 def test_in_place_functions_are_cut_like_others(forward: Callable[..., Tensor]) -> None:
-    model = chain_of(forward)
+    model = chain_of(forward, inner=True)
     torch.manual_seed(0)
-    reference = Function(forward)
+    reference = Function(forward, inner=True)
     samples, labels = samples_of((3, 2, 2)), torch.tensor([0, 1, 2, 3])
     wanted = reference(samples.float() / 255)
     assert isinstance(wanted, Tensor)

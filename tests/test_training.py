@@ -262,6 +262,14 @@ def test_batch_norm_is_exact_only_where_one_worker_sees_the_whole_mini_batch(
     assert by_samples @ exact > 0.4 * np.linalg.norm(by_samples) * np.linalg.norm(exact)
 
 
+def test_grey_samples_train_a_model_that_takes_colour() -> None:
+    dataset = load_dataset("digits")
+    training = training_settings(ModelSettings(name="resnet18"), dataset, 8, iterations=1)
+    assert training.model.sample_shape == (1, 32, 32)
+    (loss,) = train_on_one_process(training, dataset).losses
+    assert 1 < loss < 5
+
+
 def test_a_run_reports_spans_losses_and_accuracy(testbed: Testbed) -> None:
     dataset = load_dataset("digits")
     training = training_settings(LENET, dataset, 12, iterations=60, optimizer=OptimizerSettings(momentum=0.9))
