@@ -83,7 +83,12 @@ def save(value: Value, path: str | os.PathLike[str]) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file by renaming a finished temporary one, so that an interruption leaves no half of it.
+    """Write a text file, as UTF-8. See ``write_bytes``."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file by renaming a finished temporary one, so that an interruption leaves no half of it.
 
     Raises InputError when it cannot be written.
     """
@@ -91,7 +96,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(target)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
