@@ -15,7 +15,12 @@ import torch
 from tqdm.auto import tqdm
 
 from hiertrain import files, memory
+from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Answer, Beat, ClockReading, Iteration, Jobs, Report, Snapshot, TrainJob
+from hiertrain.modelfiles import save_model, weights_path
+from hiertrain.models import build_model
+from hiertrain.runtime import unpack_weights
+from hiertrain.stages import accuracy, estimate_statistics
 from hiertrain.training import keep_iteration
 from hiertrain.values import InputError
 from hiertrain.worker import Pulse, in_one_line, train
@@ -26,15 +31,17 @@ BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the env
 class _Folder:
     """Where the answers of a worker that was started by hand go: a progress bar, and files."""
 
-    def __init__(self, name: str, iterations: int, folder: Path) -> None:
+    def __init__(self, name: str, jobs: Jobs, folder: Path) -> None:
         """Raises InputError when nothing can be written to ``folder``."""
-        self._name, self._folder = name, folder
+        self._name, self._jobs, self._folder = name, jobs, folder
         self._report = folder / f"{name}.json"
         files.check_output(self._report)
         self._done: list[Iteration] = []
         self._clock: list[ClockReading] = []
         self._starter = os.getppid()
-        self._bar = tqdm(desc=f"worker {name}", total=iterations, unit="iteration")
+        # Of the root, for the names of its weights; built now, since nobody waits for this worker yet.
+        self._model = build_model(**dict(jobs.training.model)) if name == jobs.plan.root else None
+        self._bar = tqdm(desc=f"worker {name}", total=jobs.training.iterations, unit="iteration")
 
     def put(self, answer: Answer, payload: bytes = b"") -> None:
         match answer:
@@ -49,7 +56,9 @@ class _Folder:
                         os._exit(1)
                 self._bar.update(len(answer.iterations))
             case Snapshot():
-                (self._folder / f"weights-{answer.iteration}.bin").write_bytes(payload)
+                assert self._model is not None
+                unpack_weights(self._model, payload)  # replaces the file of the snapshot before, which nobody needs
+                save_model(self._model, self._jobs.training, self._folder, answer.iteration, statistics=False)
 
     def close(self, error: str | None) -> str:
         """Write the report; return what there is to say about it."""
@@ -63,8 +72,21 @@ class _Folder:
         files.save(report, self._report)
         self._bar.close()
         times_s = [iteration.ended_s - iteration.started_s for iteration in self._done]
-        typical = f", {median(times_s) * 1e3:.2f} ms each (measured, median)" if times_s else ""
+        predicted = f"predicted: {self._jobs.predicted_s * 1e3:.2f} ms"
+        typical = f", {median(times_s) * 1e3:.2f} ms each (measured, median; {predicted})" if times_s else ""
         return f"worker {self._name}: {len(times_s)} iterations{typical}; written: {self._report}"
+
+    def finish_model(self) -> str | None:
+        """What there is to say about the trained model, at the root; with its test accuracy where the data are here."""
+        if self._model is None:
+            return None
+        training, path = self._jobs.training, weights_path(self._folder)
+        if self._name != self._jobs.plan.data_holder:
+            return f"model: {path}; its test accuracy, where {training.dataset} is: hiertrain evaluate {path}"
+        dataset = load_dataset(training.dataset, training.data_folder)
+        estimate_statistics(self._model, dataset)
+        save_model(self._model, training, self._folder)
+        return f"model: {path}; test accuracy: {accuracy(self._model, dataset):.4f}"
 
     def fail(self, what: str) -> None:
         sys.stderr.write(f"{self.close(what)}\nhiertrain: worker {self._name} failed: {what}\n")
@@ -75,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="torchrun ... -m hiertrain.byhand", description=__doc__)
     parser.add_argument("jobs", type=Path, help="the file that `hiertrain jobs` wrote")
     parser.add_argument(
-        "--output", type=Path, default=Path(), metavar="FOLDER", help="gets the worker's report and the root's weights"
+        "--output", type=Path, default=Path(), metavar="FOLDER", help="gets the worker's report and the root's model"
     )
     arguments = parser.parse_args()
     torch.set_num_interop_threads(1)
@@ -88,8 +110,8 @@ def main() -> None:
 def train_by_hand(path: Path, folder: Path) -> int:
     """This worker's part of the training in a jobs file. The result is the exit status: 1 failed, 2 bad input."""
     try:
-        name, job = _own_job(path)
-        answers = _Folder(name, job.training.iterations, folder)
+        name, job, jobs = _own_job(path)
+        answers = _Folder(name, jobs, folder)
     except InputError as error:
         sys.stderr.write(f"hiertrain: error: {error}\n")
         return 2
@@ -105,11 +127,17 @@ def train_by_hand(path: Path, folder: Path) -> int:
         answers.fail(what if where in what else f"{where}: {what}")
         return 1
     sys.stdout.write(f"{answers.close(None)}\n")
+    try:
+        about_model = answers.finish_model()
+    except InputError as error:
+        sys.stderr.write(f"hiertrain: error: {error}\n")
+        return 1
+    sys.stdout.write(f"{about_model}\n" if about_model else "")
     return 0
 
 
-def _own_job(path: Path) -> tuple[str, TrainJob]:
-    """This worker's name and its part. Raises InputError where the file and torchrun's environment do not fit."""
+def _own_job(path: Path) -> tuple[str, TrainJob, Jobs]:
+    """This worker's name, its part, and the whole. Raises InputError unless file and torchrun's environment fit."""
     for variables, rule in (
         (BY_TORCHRUN, "start the worker by torchrun, which sets it"),
         (("GLOO_SOCKET_IFNAME",), "must name the network interface that the other workers reach"),
@@ -124,7 +152,7 @@ def _own_job(path: Path) -> tuple[str, TrainJob]:
             f"they must be as many: --nnodes={len(jobs.workers)} --nproc-per-node=1"
         )
     name = list(jobs.workers)[int(rank)]
-    return name, jobs.job(name, address, int(port))
+    return name, jobs.job(name, address, int(port)), jobs
 
 
 if __name__ == "__main__":

@@ -118,6 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", type=Path, default=RESULTS / "train", help="the folder that gets the record")
 
     sub = command(
+        "evaluate",
+        commands.run_evaluate,
+        "print the test accuracy of a trained model",
+        "Loads model.safetensors, with model.json beside it, as train and workers started by hand write them.",
+    )
+    sub.add_argument("model", type=Path, help="the folder of the model, or its file of weights")
+    _add_data(sub)
+
+    sub = command(
         "jobs",
         commands.run_jobs,
         "write the file by which workers are started by hand, with torchrun on each machine",
@@ -166,6 +175,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_dataset(parser: argparse.ArgumentParser, default: str | None, summary: str) -> None:
     parser.add_argument("--dataset", default=default, help=summary)
+    _add_data(parser)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="the folder of downloaded data sets; by default data/")
 
 

@@ -121,7 +121,8 @@ def run_train(options: argparse.Namespace) -> None:
     import numpy as np
 
     from hiertrain.datasets import load_dataset
-    from hiertrain.models import build_model, channel_repeats
+    from hiertrain.modelfiles import save_model
+    from hiertrain.models import build_model
     from hiertrain.quantization import quantized_layers
     from hiertrain.records import recorded, save_record
     from hiertrain.stages import (
@@ -150,10 +151,7 @@ def run_train(options: argparse.Namespace) -> None:
 
     run_name, root = options.output.name, options.output.parent
     parameters = {"training": training.model_dump(exclude={"data_folder"}), "testbed": settings, "execution": execution}
-    repeats = channel_repeats(training.model.name, dataset.sample_shape)
-    if repeats > 1:
-        parameters["channel_repeats"] = repeats
-        print(f"samples of {dataset.name} are grey: {training.model.name} is given their one channel {repeats} times")
+    parameters |= _note_on_channels(training)
     with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)
@@ -178,8 +176,10 @@ def run_train(options: argparse.Namespace) -> None:
         "losses": run.losses,
         "last_timeline": run.timeline(training.iterations - 1),
     }
-    results["accuracy"] = accuracy(trained_model(training, run.snapshots[training.iterations], dataset), dataset)
+    model = trained_model(training, run.snapshots[training.iterations], dataset)
+    results["accuracy"] = accuracy(model, dataset)
     print(f"test accuracy, trained on {', '.join(plan.participants)}: {results['accuracy']:.4f}")
+    print(f"model: {save_model(model, training, options.output)}")
     if not options.no_reference:
         results |= _results_of_one_process(training, dataset, run)
     inexact_layers = chain.inexact_layers + quantized_layers(plan, chain, execution)
@@ -189,6 +189,17 @@ def run_train(options: argparse.Namespace) -> None:
     print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
     learnt = results["accuracy"], results.get("single_process_accuracy")
     print(verdict(plan, kind, times, alone, *learnt))
+
+
+def _note_on_channels(training: Training) -> dict[str, int]:
+    """What a record keeps, and is printed, where a model is given grey samples in place of colour."""
+    from hiertrain.models import channel_repeats
+
+    repeats = channel_repeats(training.model.name, training.model.sample_shape or (3,))
+    if repeats == 1:
+        return {}
+    print(f"samples of {training.dataset} are grey: {training.model.name} is given their one channel {repeats} times")
+    return {"channel_repeats": repeats}
 
 
 def _results_of_one_process(training: Training, dataset: "Dataset", run: "TrainingRun") -> dict[str, float]:
@@ -231,6 +242,26 @@ def _train_alone(testbed: "Testbed", problem: Problem, plan: Plan, training: Tra
     return times
 
 
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Print the test accuracy of a trained model; complete one that a worker wrote who did not have the data."""
+    from hiertrain.datasets import load_dataset
+    from hiertrain.modelfiles import load_model, save_model
+    from hiertrain.stages import accuracy, estimate_statistics
+
+    model, training, saved = load_model(options.model)
+    dataset = load_dataset(training.dataset, options.data)
+    if not saved.statistics:
+        estimate_statistics(model, dataset)
+        save_model(model, training, options.model, saved.iterations)
+        print(
+            "BatchNorm's running statistics were those of before training; now, from training samples, in the file too"
+        )
+    print(
+        f"{training.model.name} after {saved.iterations} iterations with {training.dataset}: test accuracy "
+        f"{accuracy(model, dataset):.4f} ({len(dataset.test_labels)} samples)"
+    )
+
+
 def run_jobs(options: argparse.Namespace) -> None:
     """Write jobs.json, by which every worker can be started by hand, and print how."""
     from hiertrain.datasets import load_dataset
@@ -251,6 +282,7 @@ def run_jobs(options: argparse.Namespace) -> None:
     dry_run(compile_plan(plan, chain, execution))
     predicted_s = iteration_s(problem, plan)
     content = {"training": training, "plan": plan, "execution": execution, "workers": machines}
+    content |= {"predicted_s": predicted_s}
     limits = {"timeout_s": 3 * predicted_s + options.timeout, "silence_s": options.timeout}
     files.save(files.parse(Jobs, content | limits, "jobs"), options.output)
     _print_plan(plan, chain)

@@ -27,7 +27,7 @@ OUT_OF_PLACE = {
     operator.ixor: operator.xor,
 }
 # Where torch has its functions; those of ``torch.nn.functional`` that end in an underscore are some of these.
-PLACES = (torch, torch._C._nn)
+PLACES = (torch, torch._C._nn)  # type: ignore[reportAttributeAccessIssue]
 
 
 def replace_in_place(graph: fx.Graph, module: nn.Module) -> list[tuple[fx.Node, fx.Node]]:

@@ -156,6 +156,7 @@ class Jobs(Value):
     workers: dict[Name, Machine] = Field(
         max_length=MOST_WORKERS
     )  # the plan's participants; a worker's rank is its place here
+    predicted_s: PositiveSeconds  # per iteration, to be shown beside what is measured
     timeout_s: PositiveSeconds  # see Group
     silence_s: PositiveSeconds
 

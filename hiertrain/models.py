@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +32,20 @@ class ChainModel(nn.Module):
     """A model as modules in a row. Raw samples are uint8 [n, C, H, W], or float32 with the same values 0..255."""
 
     def __init__(
-        self, chain: Chain, layers: Sequence[nn.Module], output_shapes: Sequence[tuple[int, ...]], sample_shape: tuple
+        self,
+        chain: Chain,
+        layers: Sequence[nn.Module],
+        output_shapes: Sequence[tuple[int, ...]],
+        sample_shape: tuple,
+        module_state: Mapping[str, Tensor],
     ) -> None:
+        """``module_state``: the ``state_dict`` of the module that was cut, whose tensors the layers share."""
         super().__init__()
         self.chain = chain
         self.layers = nn.ModuleList(layers)  # N - 1 modules: all but the loss
         self.output_shapes = tuple(output_shapes)  # per sample, of layers 1..N-1
         self.sample_shape: tuple[int, int, int] = sample_shape
+        self.module_state = dict(module_state)
 
     def forward(self, samples: Tensor) -> Tensor:
         """Logits float32 [n, classes] of raw samples [n, C, H, W]."""
@@ -162,7 +170,7 @@ def _cut_chain(
         layers=(*layers, Layer(name="loss", output_bytes=0, parameter_bytes=0, activation_bytes=kept[-1])),
         inexact_layers=tuple(f"{segment.name}: {cause}" for segment in segments for cause in segment.inexact),
     )
-    return ChainModel(chain, modules, shapes, sample_shape)
+    return ChainModel(chain, modules, shapes, sample_shape, module.state_dict(keep_vars=True))
 
 
 def _check_parts(module: nn.Module) -> None:
@@ -253,13 +261,14 @@ def _freeze_unused(loss: Tensor, layers: Sequence[nn.Module], states: Sequence[M
     tensors that the loss was computed with, in place of the layers' own.
     """
     reached: set[int] = set()
-    seen, ahead = {None}, [loss.grad_fn]
+    steps: dict[Any, None] = {loss.grad_fn: None}  # of the autograd graph
+    ahead = list(steps)
     while ahead:
         step = ahead.pop()
-        if step not in seen:
-            seen.add(step)
-            reached.add(id(getattr(step, "variable", None)))  # of a leaf of the autograd graph
-            ahead += [before for before, _ in step.next_functions]
+        reached.add(id(getattr(step, "variable", None)))  # that of a leaf
+        before = [former for former, _ in getattr(step, "next_functions", ()) if former not in steps]
+        steps.update(dict.fromkeys(before))
+        ahead += before
     for layer, state in zip(layers, states, strict=True):
         for name, parameter in layer.named_parameters():
             if id(state[name]) not in reached:

@@ -193,7 +193,7 @@ def _first_difference(found: list[tuple[str, Tensor]], wanted: list[tuple[str, T
 def _check_gradients(whole: nn.Module, parts: Mapping[str, nn.Module]) -> None:
     wanted = {name: parameter.grad for name, parameter in whole.named_parameters(remove_duplicate=False)}
     noise = NOISE * max((_largest(gradient) for gradient in wanted.values() if gradient is not None), default=0.0)
-    for part in reversed(parts.values()):  # the last one first: a wrong gradient is passed on to all before it
+    for part in reversed(list(parts.values())):  # the last one first: a wrong gradient is passed on to all before it
         for name, parameter in part.named_parameters(remove_duplicate=False):
             gradient, own = parameter.grad, wanted[name]
             if (gradient is None) != (own is None):

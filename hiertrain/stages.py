@@ -348,15 +348,16 @@ def check_profile(profile: Profile, chain: Chain, settings: AnySettings) -> None
 
 
 def trained_model(training: Training, snapshot: bytes, dataset: Dataset) -> ChainModel:
-    """The model with a snapshot's weights.
-
-    BatchNorm's running statistics are taken anew from training samples: those of the workers are of their own samples
-    and layers only.
-    """
+    """The model with a snapshot's weights, and with ``estimate_statistics``."""
     model = build_model(**dict(training.model))
     unpack_weights(model, snapshot)
-    update_bn(dataset.train_samples.split(EVALUATION_BATCH)[:STATISTICS_BATCHES], model)
+    estimate_statistics(model, dataset)
     return model
+
+
+def estimate_statistics(model: ChainModel, dataset: Dataset) -> None:
+    """Take BatchNorm's running statistics from training samples: a worker's are of its own samples and layers only."""
+    update_bn(dataset.train_samples.split(EVALUATION_BATCH)[:STATISTICS_BATCHES], model)
 
 
 @torch.no_grad()

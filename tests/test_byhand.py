@@ -21,14 +21,17 @@ from hiertrain import files, memory
 from hiertrain.byhand import _Folder, train_by_hand
 from hiertrain.cli import main
 from hiertrain.datasets import load_dataset
-from hiertrain.jobs import Beat, Iteration, Jobs, Report, TrainJob
+from hiertrain.jobs import Beat, Iteration, Jobs, Report, Snapshot, TrainJob
 from hiertrain.memory import KEPT, worker_environment
+from hiertrain.modelfiles import load_model
 from hiertrain.models import build_model
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Plan
 from hiertrain.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile
 from hiertrain.program import compile_plan
 from hiertrain.reference import train_on_one_process
+from hiertrain.runtime import pack_weights
+from hiertrain.stages import accuracy
 from hiertrain.testbeds.local import LOOPBACK
 from hiertrain.training import TrainingRun
 from hiertrain.worker import Pulse, train
@@ -100,21 +103,27 @@ def test_workers_under_torchrun_equal_single_process_sgd(folder: Path, capsys: p
         outputs = [process.communicate(timeout=LIMIT_S)[0] for process in started]
     for name, process, output in zip(names, started, outputs, strict=True):
         assert process.returncode == 0, output
-        assert re.search(rf"worker {name}: 3 iterations, [\d.]+ ms each \(measured, median\)", output)
+        assert re.search(
+            rf"worker {name}: 3 iterations, [\d.]+ ms each \(measured, median; predicted: [\d.]+ ms\)", output
+        )
+        assert ("its test accuracy, where synthetic is: hiertrain evaluate" in output) == (name == "edge")
 
     jobs = files.load(Jobs, folder / "jobs.json")
     reports = {name: files.load(Report, folder / name / f"{name}.json") for name in names}
     assert {report.error for report in reports.values()} == {None}
     assert all(report.memory_kept == (platform.libc_ver()[0] == "glibc") for report in reports.values())
     reference = train_on_one_process(jobs.training, load_dataset("synthetic"))
-    (weights,) = folder.glob("*/weights-3.bin")
-    assert weights.parent.name == "edge"
-    difference = np.frombuffer(weights.read_bytes(), np.float32) - np.frombuffer(reference.snapshots[3], np.float32)
+    (path,) = folder.glob("*/model.safetensors")
+    assert path.parent.name == "edge"
+    model, training, saved = load_model(path)
+    assert training == jobs.training
+    assert (saved.iterations, saved.statistics) == (3, True)  # there are none
+    difference = np.frombuffer(pack_weights(model), np.float32) - np.frombuffer(reference.snapshots[3], np.float32)
     assert np.abs(difference).max() < 1e-6  # rounding; see test_training
     program = compile_plan(jobs.plan, build_model(**dict(jobs.training.model)).chain, jobs.execution)
     done = {name: report.iterations for name, report in reports.items()}
     clocks = {name: report.clock for name, report in reports.items()}
-    run = TrainingRun(jobs.plan, program, done, clocks, {3: weights.read_bytes()})
+    run = TrainingRun(jobs.plan, program, done, clocks, {3: pack_weights(model)})
     assert run.losses == pytest.approx(reference.losses, abs=1e-6)
     assert {span.worker for span in run.timeline(2).spans} == set(names)
 
@@ -171,15 +180,35 @@ class Terminal(io.StringIO):
         return super().write(text)
 
 
+def test_the_root_keeps_the_newest_snapshot_and_says_how_good_it_is_where_the_data_are(folder: Path) -> None:
+    assert write_jobs(folder, "alone") == 0
+    jobs = files.load(Jobs, folder / "jobs.json")
+    data, out = load_dataset("synthetic"), folder / "out"
+    answers = _Folder("device", jobs, out)
+    model = build_model(**dict(jobs.training.model))
+    for iteration in (1, 2):
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        answers.put(Snapshot(iteration=iteration), pack_weights(model))
+        kept, _, saved = load_model(out)
+        assert saved.iterations == iteration
+        assert pack_weights(kept) == pack_weights(model)
+    said = answers.finish_model()
+    assert said == f"model: {out / 'model.safetensors'}; test accuracy: {accuracy(model, data):.4f}"
+    assert load_model(out)[2].iterations == jobs.training.iterations
+    assert [path.name for path in sorted(out.iterdir())] == ["model.json", "model.safetensors"]
+
+
 def test_a_worker_without_torchrun_reports_and_ends_though_nobody_reads_what_it_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leave(status: int) -> None:
         raise SystemExit(status)
 
     monkeypatch.setattr(os, "_exit", leave)
+    assert write_jobs(folder, "alone") == 0
     monkeypatch.setattr(sys, "stderr", Terminal())
-    answers = _Folder("device", 3, tmp_path)
+    answers = _Folder("device", files.load(Jobs, folder / "jobs.json"), tmp_path)
     monkeypatch.setattr(os, "getppid", lambda: 1)
     monkeypatch.setattr(Terminal, "gone", True)
     done = Iteration(loss=1, started_s=1, ended_s=2, spans=(), late_s=0)

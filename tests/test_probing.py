@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ SHAPE, CLASSES = (2, 4, 4), 3
 class Net(nn.Module):
     """A classifier with a given middle, a function of itself and the activations, which may use given parts."""
 
-    def __init__(self, middle: Callable[["Net", Tensor], Tensor], **parts: nn.Module) -> None:
+    def __init__(self, middle: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> None:
         super().__init__()
         self.conv, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(16, CLASSES)
         self.middle = middle
@@ -43,7 +44,7 @@ class Reversed(torch.autograd.Function):
 class Part(nn.Module):
     """A part without children, which tracing keeps as it is."""
 
-    def __init__(self, function: Callable[["Part", Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
         self.state: Tensor
@@ -62,12 +63,12 @@ class FixedNorm(Net):
         return self
 
 
-def without_gradient(net: Net, x: Tensor) -> Tensor:
+def without_gradient(net: Any, x: Tensor) -> Tensor:
     with torch.no_grad():
         return net.second(x)
 
 
-def in_bfloat16(net: Net, x: Tensor) -> Tensor:
+def in_bfloat16(net: Any, x: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return net.second(x).float()
 
@@ -78,7 +79,7 @@ def add_to_alias(_: Net, x: Tensor) -> Tensor:
     return same * x
 
 
-def average_over_calls(net: Net, x: Tensor) -> Tensor:
+def average_over_calls(net: Any, x: Tensor) -> Tensor:
     net.state.mul_(0.9).add_(0.1 * x.detach().mean())
     return x - net.state
 
@@ -88,7 +89,7 @@ def store_average(part: Part, x: Tensor) -> Tensor:
     return x - part.state
 
 
-def count_calls(net: Net, x: Tensor) -> Tensor:
+def count_calls(net: Any, x: Tensor) -> Tensor:
     net.calls = getattr(net, "calls", 0) + 1
     return x
 
@@ -101,13 +102,13 @@ def identity(_: object, x: Tensor) -> Tensor:
     return x
 
 
-def with_state(middle: Callable[[Net, Tensor], Tensor]) -> Net:
+def with_state(middle: Callable[[Any, Tensor], Tensor]) -> Net:
     net = Net(middle)
     net.register_buffer("state", torch.zeros(4, 1, 1))
     return net
 
 
-def hooked(register: Callable[[Net], object]) -> Net:
+def hooked(register: Callable[[Any], object]) -> Net:
     net = Net(identity)
     register(net)
     return net
