@@ -123,8 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "print the test accuracy of a trained model",
         "Loads model.safetensors, with model.json beside it, as train and workers started by hand write them.",
     )
-    sub.add_argument("model", type=Path, help="the folder of the model, or its file of weights")
-    _add_data(sub)
+    _add_saved_model(sub)
 
     sub = command(
         "jobs",
@@ -175,6 +174,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_dataset(parser: argparse.ArgumentParser, default: str | None, summary: str) -> None:
     parser.add_argument("--dataset", default=default, help=summary)
+    _add_data(parser)
+
+
+def _add_saved_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="the folder of the model, or its file of weights")
     _add_data(parser)
 
 

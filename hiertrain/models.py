@@ -6,11 +6,12 @@ loss, which is ``summed_loss`` divided by the number of samples in the whole min
 """
 
 import difflib
+import io
 import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -150,7 +151,11 @@ def _cut_chain(
     """The chain of a module, which it takes over; grey samples are given to it ``repeats`` times."""
     segments = cut(module, sample_shape, classes, repeats)
     modules = [segment.module for segment in segments]
-    small, large = (_trace_sizes(modules, (samples, *sample_shape)) for samples in PROBE_BATCHES)
+    (small, unused), (large, _) = (_trace_sizes(modules, (samples, *sample_shape)) for samples in PROBE_BATCHES)
+    if unused:  # without gradients, less is kept
+        for parameter in unused:
+            parameter.requires_grad_(False)
+        small, large = (_trace_sizes(modules, (samples, *sample_shape))[0] for samples in PROBE_BATCHES)
     kept = [more - less for (_, less), (_, more) in zip(small, large, strict=True)]
     shapes = [shape[1:] for shape, _ in small[:-1]]
     inputs = [(sample_shape, torch.uint8), *((shape, torch.float32) for shape in shapes)]
@@ -210,8 +215,13 @@ def _check_sizes(name: str, sample_shape: tuple[int, ...], classes: int) -> None
         raise InputError(f"model {name!r}: classes must be at least 1; got {classes}")
 
 
-def _trace_sizes(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], int]]:
+def _trace_sizes(
+    layers: Sequence[nn.Module], shape: tuple[int, ...]
+) -> tuple[list[tuple[tuple[int, ...], int]], list[nn.Parameter]]:
     """Output shape, and bytes kept for backward, of each layer and the loss for raw samples of shape [n, C, H, W].
+
+    Then the parameters that are not frozen though the loss does not depend on them: one process gives them no
+    gradient, and its optimizer leaves them alone, weight decay and momentum included.
 
     A storage that several layers keep counts at the first of them, so that the bytes of layers 1..m add up to what
     a worker of depth m keeps. Parameters and buffers do not count. Nothing is computed: the tensors are fake.
@@ -239,8 +249,14 @@ def _trace_sizes(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> list[tu
             storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept[start:]}
             sizes.append((tuple(x.shape), sum(size for key, size in storages.items() if key not in counted)))
             counted |= storages.keys()
-        _freeze_unused(x, layers, states)
-    return sizes
+        reached = _leaves(x)
+        unused = [
+            parameter
+            for layer, state in zip(layers, states, strict=True)
+            for name, parameter in layer.named_parameters()
+            if parameter.requires_grad and id(state[name]) not in reached
+        ]
+    return sizes, unused
 
 
 def _least_samples(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -248,31 +264,25 @@ def _least_samples(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         state = {name: mode.from_tensor(tensor) for name, tensor in _state(layer)}
         try:
-            functional_call(layer, state, torch.zeros(1, *shape, dtype=dtype))
+            with redirect_stderr(io.StringIO()):  # where torch.fx writes the code that failed
+                functional_call(layer, state, torch.zeros(1, *shape, dtype=dtype))
         except ValueError:  # BatchNorm's, for a single value per channel
             return min(PROBE_BATCHES)
     return 1
 
 
-def _freeze_unused(loss: Tensor, layers: Sequence[nn.Module], states: Sequence[Mapping[str, Tensor]]) -> None:
-    """Let parameters that the loss does not depend on need no gradient, as those that are frozen.
-
-    One process gives them none, and its optimizer leaves them alone: weight decay and momentum too. ``states``: the
-    tensors that the loss was computed with, in place of the layers' own.
-    """
-    reached: set[int] = set()
-    steps: dict[Any, None] = {loss.grad_fn: None}  # of the autograd graph
+def _leaves(output: Tensor) -> set[int]:
+    """The ids of the tensors that would get a gradient from ``output``'s."""
+    leaves: set[int] = set()
+    steps: dict[Any, None] = {output.grad_fn: None}  # of the autograd graph
     ahead = list(steps)
     while ahead:
         step = ahead.pop()
-        reached.add(id(getattr(step, "variable", None)))  # that of a leaf
+        leaves.add(id(getattr(step, "variable", None)))
         before = [former for former, _ in getattr(step, "next_functions", ()) if former not in steps]
         steps.update(dict.fromkeys(before))
         ahead += before
-    for layer, state in zip(layers, states, strict=True):
-        for name, parameter in layer.named_parameters():
-            if id(state[name]) not in reached:
-                parameter.requires_grad_(False)
+    return leaves
 
 
 def _state(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
