@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hiertrain import files
 from hiertrain.jobs import Training
 from hiertrain.models import ChainModel, build_model
-from hiertrain.values import InputError, Value
+from hiertrain.values import InputError, PositiveCount, Value
 
 SUFFIX, SETTINGS_SUFFIX = ".safetensors", ".json"
 
@@ -25,7 +25,7 @@ SUFFIX, SETTINGS_SUFFIX = ".safetensors", ".json"
 class Saved(Value):
     """How far a saved model is: kept in the file of its weights, so that the two cannot part."""
 
-    iterations: int
+    iterations: PositiveCount
     statistics: bool  # whether BatchNorm's running statistics, if any, are of training samples; if not, initial ones
 
 

@@ -262,7 +262,7 @@ def _trace_sizes(
 def _least_samples(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """How few samples of a shape the layer can be trained on: at most as many as it has been traced with."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        state = {name: mode.from_tensor(tensor) for name, tensor in _state(layer)}
+        state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in _state(layer)}
         try:
             with redirect_stderr(io.StringIO()):  # where torch.fx writes the code that failed
                 functional_call(layer, state, torch.zeros(1, *shape, dtype=dtype))
