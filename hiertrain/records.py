@@ -1,6 +1,6 @@
 """Run records: what ran (parameters, commit, host, versions) stands beside what came out.
 
-A run is a folder under results/: notebooks/ (executed copies), figures/, tables/ and records/ (one JSON file each).
+A run is a folder under results/: notebooks/ (executed copies), figures/, tables/, models/ and records/ (JSON files).
 """
 
 import hashlib
