@@ -1,8 +1,9 @@
 """A trained model as files that outlive the workbench: ``model.safetensors``, and ``model.json`` beside it.
 
 The first holds what the model's own ``state_dict`` holds, under its names and in its shapes, buffers too, so that the
-plain module loads it with ``load_state_dict(strict=True)``. A tensor with two names (tied weights) is there twice,
-since the format knows no sharing. The second says what was trained, and how.
+plain module loads it with ``load_state_dict(strict=True)`` (but for torchvision's MNASNet, whose loading also wants the
+``_metadata`` that only a pickled ``state_dict`` has). A tensor with two names (tied weights) is there twice, since
+the format knows no sharing. The second says what was trained, and how.
 """
 
 import json
