@@ -221,16 +221,14 @@ def test_a_worker_whose_layers_have_no_parameters(testbed: Testbed, monkeypatch:
     assert run.losses == pytest.approx(train_on_one_process(training, dataset).losses, rel=1e-4)
 
 
-def test_whatever_a_layer_raises_is_told_with_its_place(pair: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = training_settings(ModelSettings(name="resnet18"), load_dataset("synthetic"), 8, iterations=1)
-    model = build_model(**dict(training.model))
-    monkeypatch.setattr("hiertrain.stages.build_model", lambda **_: model)  # which takes seconds
-    chain = model.chain
-    plan = tree(8, device=("edge", chain.depth - 2, 1), edge=(None, chain.depth, 7))  # BatchNorm of a single value
+def test_whatever_a_layer_raises_is_told_with_its_place(pair: Testbed) -> None:
+    few = LENET.model_copy(update={"sample_shape": (1, 32, 32), "classes": 5})
+    training = training_settings(LENET, load_dataset("digits"), 12, iterations=1).model_copy(update={"model": few})
+    problem = instant_problem(build_model(**dict(few)).chain, 12, Execution.paper())
     with pytest.raises(
-        WorkerError, match=r"device failed: .*iteration 1, action \d+ of \d+ \(forward .*more than 1 value"
+        WorkerError, match=r"edge failed: .*iteration 1, action \d+ of \d+ \(forward .*Target \d is out of bounds"
     ):
-        train(pair, instant_problem(chain, 8, Execution.paper()), plan, training)
+        train(pair, problem, TWO, training)
 
 
 def test_batch_norm_is_exact_only_where_one_worker_sees_the_whole_mini_batch(
