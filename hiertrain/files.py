@@ -1,7 +1,14 @@
-"""The JSON files that cross borders: profile, network, plan and solution. Every error is one line."""
+"""Files that cross borders: read with limits, since anybody may have written them, and written whole or not at all.
+
+Every error is one line that begins with the file, the field and the value, each cut to what a line holds.
+"""
 
 import json
 import os
+import re
+import secrets
+import stat
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -14,34 +21,55 @@ from hiertrain.values import InputError, Value, broken_rule, shown
 
 V = TypeVar("V", bound=BaseModel)
 
+# A record of 100,000 iterations fits. Of larger files, a wrong one would be refused only after minutes and gigabytes.
+MOST_JSON_BYTES = 32 * 2**20
+MOST_VALUES = 10**6
+MOST_YAML_BYTES = 256 * 1024  # written by hand; PyYAML takes a second for that
+# What a file is, by fields that it always has: files are given in each other's place.
+KINDS = {
+    "Profile": ("a profile", {"model", "sample_bytes", "layers", "workers"}),
+    "Network": ("a network", {"links"}),
+    "Plan": ("a plan", {"batch_size", "data_holder", "workers"}),
+    "Solution": ("a solution", {"plan", "objective_s", "bound_s"}),
+    "Jobs": ("a jobs file", {"training", "plan", "execution", "workers"}),
+    "_TestbedFile": ("a testbed", {"kind", "data_holder", "workers"}),
+    "ParameterFile": ("a parameter file", {"run", "notebooks"}),
+    "Record": ("a record", {"run", "name", "parameters", "results"}),
+    "NotebookRecord": ("a notebook's record", {"fingerprint", "parameters", "outputs"}),
+    "Report": ("a worker's report", {"worker", "iterations", "clock"}),
+}
+
 
 def load(kind: type[V], path: str | os.PathLike[str]) -> V:
     """Read a value from a JSON file, or from a YAML file if the name ends in .yml or .yaml.
 
     Raises InputError that names the file, the field, the value and the rule.
     """
+    source = _line(str(path))
+    is_yaml = Path(path).suffix in (".yml", ".yaml")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    try:
-        if Path(path).suffix in (".yml", ".yaml"):
-            content = yaml.load(text, Loader=_UniqueKeys)
+        text = _read(path, MOST_YAML_BYTES if is_yaml else MOST_JSON_BYTES).decode()
+        if text.count(",") >= MOST_VALUES:
+            raise InputError(f"too large; must have at most {MOST_VALUES} values")
+        if is_yaml:
+            content = yaml.load(text, Loader=_PlainYaml)
         else:
-            content = json.loads(text, object_pairs_hook=_unique_keys)
+            content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{source}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        raise InputError(f"{source}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a key that cannot be one
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{source}: not YAML: {_line(str(error))}") from None
     except ValueError as error:  # a date that is none, a number of too many digits
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{source}: cannot be read: {_line(str(error))}") from None
     except RecursionError:
-        raise InputError(f"{path}: cannot be read: nested too deeply") from None
-    return parse(kind, content, str(path))
+        raise InputError(f"{source}: cannot be read: nested too deeply") from None
+    return parse(kind, content, source)
 
 
 def parse(kind: type[V], content: object, source: str) -> V:
@@ -49,30 +77,78 @@ def parse(kind: type[V], content: object, source: str) -> V:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise InputError("; ".join(_describe(problem, source) for problem in error.errors()[:3])) from None
+        needed, found = KINDS.get(kind.__name__), _kind_of(content)
+        if needed and found and needed != found:
+            raise InputError(f"{source}: this is {found[0]}; {needed[0]} is needed") from None
+        if error.error_count() > 1000:  # pydantic lists all or none, which would take gigabytes
+            raise InputError(f"{source}: is no {kind.__name__}; {error.error_count()} fields break its rules") from None
+        problems = error.errors(include_url=False)[:3]
+        raise InputError("; ".join(_describe(problem, source) for problem in problems)) from None
+    except RecursionError:
+        raise InputError(f"{source}: nested too deeply") from None
+
+
+def _kind_of(content: object) -> tuple[str, set[str]] | None:
+    """Which of ``KINDS`` has all its fields in the content; the one with the most of them."""
+    if not isinstance(content, dict):
+        return None
+    found = [kind for kind in KINDS.values() if kind[1] <= content.keys()]
+    return max(found, key=lambda kind: len(kind[1]), default=None)
+
+
+def _read(path: str | os.PathLike[str], most_bytes: int) -> bytes:
+    """The content of a regular file. Raises OSError, and InputError for another kind of file or a larger one."""
+    # Without waiting for whoever may once write to a FIFO.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InputError("not a regular file")
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise InputError(f"too large; must have at most {most_bytes} bytes")
+    return content
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object as a dict; a key that appears twice would otherwise silently win over the first."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise InputError(f"field {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise InputError(f"field {shown(key)} appears twice in one object")
     return content
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML with the same rule."""
+def _no_constant(name: str) -> None:
+    raise InputError(f"not JSON: {name} is no number")
+
+
+class _PlainYaml(yaml.SafeLoader):
+    """YAML with the same rule, without aliases (a few lines of them make gigabytes), and with numbers like 1e-3."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        self.flatten_mapping(node)
         return _unique_keys(self.construct_pairs(node, deep))
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise InputError(f"alias {shown(self.peek_event().anchor)}: must be written out; aliases are not read")
+        return super().compose_node(parent, index)
+
+
+_PlainYaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
+
+
+def _line(text: str) -> str:
+    """Text from outside on one printable line of at most 200 characters."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _describe(problem: ErrorDetails, source: str) -> str:
     """One pydantic error as ``source: field: rule, got value``."""
-    field = ".".join(part if isinstance(part, str) and part.isprintable() else shown(part) for part in problem["loc"])
-    where = ": ".join([source, *([field if len(field) <= 200 else f"{field[:197]}..."] if field else [])])
+    field = _line(".".join(part if isinstance(part, str) else shown(part) for part in problem["loc"]))
+    where = f"{source}: {field}" if field else source
     got = "" if problem["type"] in ("value_error", "missing", "extra_forbidden") else f", got {shown(problem['input'])}"
     return f"{where}: {broken_rule(problem)}{got}"
 
@@ -83,36 +159,52 @@ def save(value: Value, path: str | os.PathLike[str]) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file, as UTF-8. See ``write_bytes``."""
+    """Write a text file like ``write_bytes``."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file by renaming a finished temporary one, so that an interruption leaves no half of it.
+    """Write a file, by renaming a finished one onto it, so that an interruption or a full disk leaves no half of it.
 
-    Raises InputError when it cannot be written.
+    Where ``path`` is a link, what it points to is replaced. The file keeps its owner and its permissions; a new one has
+    those of any new file. Raises InputError when it cannot be written.
     """
     check_output(path)
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{secrets.token_hex(8)}.partial")  # a name that nobody can foresee
     try:
-        partial.write_bytes(content)
+        with partial.open("xb") as file:  # exclusively: a link is not followed
+            if target.exists():
+                before = target.stat()
+                with suppress(PermissionError):  # only root may give files away
+                    os.chown(file.fileno(), before.st_uid, before.st_gid)
+                os.chmod(file.fileno(), stat.S_IMODE(before.st_mode))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(target)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{_line(str(path))}: cannot be written: {error.strerror}") from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Make the folder of a file that is to be written. Raises InputError when it cannot be written there."""
-    target = Path(path)
+    """Make the folder of a file that is to be written. Raises InputError when it cannot be written there.
+
+    So it is for what is no file, such as a device or a FIFO: nothing could replace it by a finished one.
+    """
+    source = f"{_line(str(path))}: cannot be written"
     try:
+        target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    if target.is_dir():
-        raise InputError(f"{path}: cannot be written: it is a folder")
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except (OSError, ValueError) as error:  # ValueError: no path, such as one with NUL
+        raise InputError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{source}: it is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: cannot be written: folder {target.parent} is not writable")
+        raise InputError(f"{source}: folder {_line(str(target.parent))} is not writable")

@@ -157,5 +157,7 @@ def broken_rule(problem: ErrorDetails) -> str:
         case "extra_forbidden":
             return "unknown field"
         case _:
-            rule = problem["msg"].replace("Input should ", "must ").replace("greater than or equal to", "at least")
+            rule = re.sub("^[A-Z][a-z]+ should ", "must ", problem["msg"]).replace(
+                "greater than or equal to", "at least"
+            )
             return rule.replace("less than or equal to", "at most")

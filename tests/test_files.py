@@ -1,14 +1,28 @@
+import errno
 import json
 import os
+import socket
+import stat
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from hiertrain import files
+from hiertrain.jobs import Jobs, Report
 from hiertrain.network import Network
+from hiertrain.parameters import ParameterFile
 from hiertrain.plan import Plan
 from hiertrain.profile import Profile
-from hiertrain.testbeds.settings import LocalSettings
+from hiertrain.records import Record
+from hiertrain.reproduce import NotebookRecord
+from hiertrain.solution import Solution
+from hiertrain.testbeds.settings import LocalSettings, _TestbedFile
 from hiertrain.values import InputError, Value
 
 COST = {"fixed_s": 1e-4, "per_sample_s": 2e-5}
@@ -87,6 +101,17 @@ def test_a_bad_value_is_named_in_one_line(kind: type[Value], content: dict, mess
         ("value.json", "[" * 100_000, "cannot be read: nested too deeply"),
         ("value.yml", "links: []\nlinks: []", "field 'links' appears twice"),
         ("missing.json", None, "No such file or directory"),
+        ("value.json", '{"links": NaN}', "not JSON: NaN is no number"),
+        ("value.json", '{"links": 1' + "0" * 5000 + "}", "cannot be read: Exceeds the limit"),
+        ("value.yml", "links: 0x" + "f" * 5000, "links: must be a valid tuple, got a number of 20000 bits"),
+        ("value.yml", "a: &a [1, 1]\nb: [*a, *a]", "alias 'a': must be written out"),
+        ("value.yml", "&a [*a]", "alias 'a': must be written out"),
+        ("value.yml", "2024-01-01: x", r"datetime.date\(2024, 1, 1\): must be strings, got a date"),
+        ("value.json", '{"links": ' + "[" * 900 + "]" * 900 + "}", "links.0: must be a valid .*, got a list of 1"),
+        ("value.json", '{"links": [' + "1," * 2000 + "1]}", "is no Network; 2001 fields break its rules"),
+        ("value.json", '{"links": [' + "1," * 10**6 + "1]}", "too large; must have at most 1000000 values"),
+        ("value.json", '{"' + "a" * 10**6 + '": "' + "b" * 10**6 + '"}', r"a{190,200}\.\.\.: unknown field"),
+        ("value.yml", "a: " + "b" * 300_000, "too large; must have at most 262144 bytes"),
     ],
 )
 def test_a_broken_file_is_named_in_one_line(name: str, text: str | None, message: str, tmp_path: Path) -> None:
@@ -111,3 +136,149 @@ def test_a_folder_that_is_not_writable_is_named_before_any_work(
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written: Not a directory"):
         files.check_output(tmp_path / "file" / "folder" / "value.json")
+
+
+def test_only_regular_files_of_some_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "fifo.json")
+    for path in (tmp_path / "fifo.json", "/dev/zero", "/dev/null"):
+        with pytest.raises(InputError, match="not a regular file"):
+            files.load(Network, path)
+    with pytest.raises(InputError, match="Is a directory"):
+        files.load(Network, tmp_path)
+    monkeypatch.setattr(files, "MOST_JSON_BYTES", 10)
+    (tmp_path / "value.json").write_text('{"links":[]}')
+    with pytest.raises(InputError, match=r"value.json: too large; must have at most 10 bytes"):
+        files.load(Network, tmp_path / "value.json")
+
+
+def test_numbers_of_yaml_may_have_an_exponent_alone(tmp_path: Path) -> None:
+    (tmp_path / "value.yml").write_text("links: [{from: a, to: b, bandwidth_mbps: 1e3, latency_ms: 2E-1}]")
+    link = files.load(Network, tmp_path / "value.yml").links[0]
+    assert (link.bandwidth_mbps, link.latency_ms) == (1000, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        (Profile, {"links": [LINK]}, "this is a network; a profile is needed"),
+        (Network, PROFILE, "this is a profile; a network is needed"),
+        (Network, TESTBED | {"links": [LINK]}, "this is a testbed; a network is needed"),
+        (Plan, PROFILE, "this is a profile; a plan is needed"),
+        (_TestbedFile, {"links": [LINK]}, "this is a network; a testbed is needed"),
+        (Network, {"link": []}, "links: missing; the field is required; .*: link: unknown field"),
+    ],
+)
+def test_a_file_in_the_place_of_another_is_called_what_it_is(
+    kind: type[BaseModel], content: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=f"^file.json: {message}$"):
+        files.parse(kind, content, "file.json")
+
+
+def test_kinds_of_files_are_told_apart_by_fields_that_they_have() -> None:
+    for kind in (Profile, Network, Plan, Solution, Jobs, ParameterFile, Record, NotebookRecord, Report):
+        assert files.KINDS[kind.__name__][1] <= kind.model_fields.keys()
+    assert files.KINDS["_TestbedFile"][1] <= LocalSettings.model_fields.keys()
+    assert len(files.KINDS) == 10
+
+
+def test_a_device_a_fifo_and_a_link_stay_what_they_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        for path in (tmp_path / "fifo", tmp_path / "socket", "/dev/null", "/dev/full"):
+            with pytest.raises(InputError, match="cannot be written: it is no regular file"):
+                files.write_text(path, "text")
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "target")
+    files.write_text(tmp_path / "link", "first")
+    files.write_text(tmp_path / "link", "second")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "target").read_text() == "second"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match="loop: cannot be written"):
+        files.write_text(tmp_path / "loop", "text")
+    with pytest.raises(InputError, match="cannot be written: embedded null byte"):
+        files.write_text("a\0b", "text")
+
+
+def test_a_file_keeps_its_permissions_and_a_new_one_has_the_usual_ones(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    files.write_bytes(tmp_path / "new", b"1")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    (tmp_path / "new").chmod(0o640)
+    files.write_bytes(tmp_path / "new", b"2")
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def test_a_full_disk_and_an_interruption_leave_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "value.json"
+    path.write_text("before")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"value.json: cannot be written: No space left on device"):
+        files.write_text(path, "after")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_text(path, "after")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("value.json", "before")]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates(),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers() | st.dates(), part),
+    max_leaves=12,
+)
+
+
+def mutated(content: object, change: Callable[[], object], chosen: Callable[[int], int]) -> object:
+    """``content`` with one value somewhere in it replaced."""
+    if isinstance(content, dict) and content and chosen(4):
+        key = list(content)[chosen(len(content) - 1)]
+        return {**content, key: mutated(content[key], change, chosen)}
+    if isinstance(content, list) and content and chosen(4):
+        return [mutated(content[0], change, chosen), *content[1:]]
+    return change()
+
+
+@pytest.mark.parametrize("kind", [Profile, Network, Plan, Solution, Jobs, _TestbedFile, Record, ParameterFile])
+@given(data=st.data())
+def test_whatever_a_file_holds_it_is_a_value_or_an_error_of_one_line(
+    kind: type[BaseModel], data: st.DataObject
+) -> None:
+    start = data.draw(st.sampled_from([PROFILE, {"links": [LINK]}, PLAN, TESTBED, None]))
+    content = mutated(start, lambda: data.draw(ANYTHING), lambda most: data.draw(st.integers(0, most)))
+    with TemporaryDirectory() as folder:
+        for name, text in (
+            ("value.json", json.dumps(content, default=str, skipkeys=True)),
+            ("value.yml", yaml.safe_dump(content, allow_unicode=True)),
+        ):
+            path = Path(folder) / name
+            path.write_bytes(text.encode(errors="surrogatepass"))
+            assert_loads_or_says_why(kind, path)
+
+
+@given(text=st.text(alphabet=st.characters(codec="utf-8")) | st.text("{}[]:,-&*!|>#'\"\\\n 0127eE.tfnu~?%@`<="))
+def test_any_text_is_a_value_or_an_error_of_one_line(text: str) -> None:
+    with TemporaryDirectory() as folder:
+        for name in ("value.json", "value.yml"):
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+            assert_loads_or_says_why(Network, Path(folder) / name)
+
+
+def assert_loads_or_says_why(kind: type[BaseModel], path: Path) -> None:
+    message = f"{path}: a value"
+    try:
+        files.load(kind, path)
+    except InputError as error:
+        message = str(error)
+    assert message.startswith(f"{path}: ")
+    assert message.isprintable()
+    assert len(message) < 2000

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -101,10 +102,14 @@ def save_figure(fig: Figure, name: str, run: str, data: pd.DataFrame, caption: s
     if not any(kind in caption.lower() for kind in CAPTION_KINDS):
         raise InputError(f"figure {name}: caption {caption!r}: must say one of {', '.join(CAPTION_KINDS)}")
     folder = run_folder(run, root) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     with use_style():
-        fig.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": caption})
-        fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Subject": caption})
+        for ending, metadata in (
+            ("png", {"Software": None, "Description": caption}),
+            ("pdf", {"CreationDate": None, "Subject": caption}),
+        ):
+            drawn = BytesIO()
+            fig.savefig(drawn, format=ending, metadata=metadata)
+            files.write_bytes(folder / f"{name}.{ending}", drawn.getvalue())
     files.write_text(folder / f"{name}.csv", data.to_csv(index=False, lineterminator="\n"))
     _show(folder / f"{name}.png", caption)
     plt.close(fig)
