@@ -60,6 +60,8 @@ def test_the_command_has_what_the_settings_say() -> None:
         "sh -c 'exec \"$@\"' sh env/bin/python -m hiertrain.worker",
     )
     assert copy_command(settings, settings.workers["device"], "~/copy")[-3:] == ("--", str(PACKAGE), "pi:copy/")
+    settings = one_worker(host="fe80::1%eth0")
+    assert copy_command(settings, settings.workers["device"], "~/copy")[-1] == "[fe80::1%eth0]:copy/"
 
 
 def test_a_remote_shell_sees_words_only(tmp_path: Path) -> None:
@@ -67,10 +69,10 @@ def test_a_remote_shell_sees_words_only(tmp_path: Path) -> None:
     python = tmp_path / f'it\'s=é $(touch {bait.name}) "here"; ls\n&'
     python.write_text('#!/bin/sh\nprintf "%s|" "$PYTHONPATH" "$GLOO_SOCKET_IFNAME" "$@"\n')
     python.chmod(0o755)
-    settings = one_worker(python=str(python), folder="a b;'c'", interface="`id`")
+    settings = one_worker(python=str(python), folder="a b;'c'")
     *_, words = command_on(settings, settings.workers["device"], "-c", "print('a')\n# \"$HOME\"")
     done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout == "a b;'c'|`id`|-c|print('a')\n# \"$HOME\"|"
+    assert done.stdout == "a b;'c'|eth0|-c|print('a')\n# \"$HOME\"|"
     assert not bait.exists()
 
 
@@ -85,6 +87,21 @@ def test_a_lost_connection_ends_within_the_timeout(timeout_s: float) -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match=r"name 'a;b': must be 1 to 64 letters"):
         SshSettings(data_holder="a;b", workers={"a;b": SshWorker(host="pi", address="10.0.0.1", interface="eth0")})
+    for field, value in (
+        ("host", "-oProxyCommand=touch bait"),
+        ("host", "../folder"),
+        ("host", "pi /etc"),
+        ("host", ""),
+        ("host", "pi\0"),
+        ("user", "-me"),
+        ("interface", "`id`"),
+        ("python", "-c"),
+        ("python", ""),
+        ("folder", "-e"),
+        ("folder", "a\0b"),
+    ):
+        with pytest.raises(ValueError, match=rf"{field} .*: must be (letters, digits|a path)"):
+            one_worker(**{field: value})
     for address in ("pi.local", "0.0.0.0", "10.0.0"):
         with pytest.raises(ValueError, match=f"address '{address}': must be an IPv4 address"):
             SshWorker(host="pi", address=address, interface="eth0")

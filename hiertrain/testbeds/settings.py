@@ -4,17 +4,18 @@ The kinds share everything but what only one of them can do: a local testbed emu
 has them shaped by the kernel, and machines that SSH reaches have their own.
 """
 
+import re
 from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address
 from os import PathLike
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import Field, RootModel, field_validator, model_validator
+from pydantic import Field, RootModel, ValidationInfo, field_validator, model_validator
 
 from hiertrain import files
 from hiertrain.jobs import BEAT_S
 from hiertrain.network import Link, Network
-from hiertrain.values import MOST_WORKERS, Cores, InputError, Name, Port, Seconds, Slowdown, Threads, Value
+from hiertrain.values import MOST_WORKERS, Cores, InputError, Name, Port, Seconds, Slowdown, Threads, Value, shown
 
 
 class WorkerSettings(Value):
@@ -51,13 +52,29 @@ class NetnsWorker(WorkerSettings):
 class SshWorker(WorkerSettings):
     """A worker on a machine that OpenSSH reaches; ``~/.ssh/config`` applies. Paths start at the home folder there."""
 
-    host: str = Field(min_length=1)  # what ssh is told: a name, an alias of ~/.ssh/config or an address
+    host: str  # what ssh is told: a name, an alias of ~/.ssh/config or an address
     user: str | None = None
     port: Port | None = None
     address: str  # IPv4 address that the other workers reach it at
-    interface: str = Field(min_length=1)  # the network interface whose first IPv4 address this is
-    python: str = Field(default="python3", min_length=1)  # the interpreter there, such as hiertrain/.venv/bin/python
-    folder: str | None = Field(default=None, min_length=1)  # rsync copies the package there; None: it is installed
+    interface: str  # the network interface whose first IPv4 address this is
+    python: str = "python3"  # the interpreter there, such as hiertrain/.venv/bin/python
+    folder: str | None = None  # rsync copies the package there; None: it is installed
+
+    @field_validator("host", "user", "interface")
+    @classmethod
+    def _word_of_commands(cls, word: str | None, about: ValidationInfo) -> str | None:
+        if word is not None and not re.fullmatch(r"\w[\w.:@%+-]*", word, flags=re.ASCII):  # no option, no path
+            raise ValueError(
+                f"{about.field_name} {shown(word)}: must be letters, digits and '_', after the first also any of .:@%+-"
+            )
+        return word
+
+    @field_validator("python", "folder")
+    @classmethod
+    def _path_there(cls, path: str | None, about: ValidationInfo) -> str | None:
+        if path is not None and (not path or path.startswith("-") or "\0" in path):
+            raise ValueError(f"{about.field_name} {shown(path)}: must be a path that does not begin with '-'")
+        return path
 
     @field_validator("address")
     @classmethod

@@ -132,9 +132,10 @@ def copy_command(settings: SshSettings, worker: SshWorker, folder: str) -> tuple
     """What copies the package's sources into a folder of the worker's machine. Nothing is deleted there."""
     only_sources = ("--exclude=__pycache__", "--include=*/", "--include=*.py", "--exclude=*")
     ssh = shlex.join(ssh_command(settings, worker))
+    host = f"[{worker.host}]" if ":" in worker.host else worker.host  # of IPv6: the first colon would end it
     return (
         *("rsync", "--recursive", "--times", "--checksum", "--protect-args", "-e", ssh, *only_sources),
-        *("--", str(PACKAGE), f"{worker.host}:{_remote_path(folder)}/"),
+        *("--", str(PACKAGE), f"{host}:{_remote_path(folder)}/"),
     )
 
 
