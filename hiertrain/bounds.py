@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiertrain.plan import Problem
-from hiertrain.profile import LayerCost
+from hiertrain.profile import LayerCost, bends_of
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -62,14 +62,24 @@ class Boxes:
 
 @dataclass(frozen=True)
 class _Lines:
-    """Costs ``fixed + each * n``, 0 for n = 0, of layers a + 1 .. b at entry (a, b); both (N + 1, N + 1)."""
+    """Costs of layers a + 1 .. b at entry (a, b), each table (N + 1, N + 1).
+
+    ``fixed`` once where there are samples, and for each sample between two bends what that piece takes. Never a
+    difference: a sum of rounded costs must not fall with n.
+    """
 
     fixed: Floats
-    each: Floats
+    bends: tuple[int, ...]
+    each: tuple[Floats, ...]  # one more than bends
 
     def at(self, after: Integers, last: Integers, samples: Integers) -> Floats:
         entry = after * len(self.fixed) + last
-        return self.fixed.ravel()[entry] * (samples > 0) + self.each.ravel()[entry] * samples
+        time = self.fixed.ravel()[entry] * (samples > 0)
+        if not self.bends:
+            return time + self.each[0].ravel()[entry] * samples
+        for first, end, each in zip((0, *self.bends), (*self.bends, None), self.each, strict=True):
+            time = time + each.ravel()[entry] * (np.clip(samples, first, end) - first)
+        return time
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,9 @@ def _segments(per_layer: list[float]) -> Floats:
 
 
 def _lines(costs: list[LayerCost]) -> _Lines:
-    return _Lines(_segments([cost.fixed_s for cost in costs]), _segments([cost.per_sample_s for cost in costs]))
+    bends = tuple(bends_of(costs))
+    each = tuple(_segments([cost.slope_s(samples) for cost in costs]) for samples in (0, *bends))
+    return _Lines(_segments([cost.fixed_s for cost in costs]), bends, each)
 
 
 def _least_samples(per_layer: list[int]) -> Integers:
@@ -142,7 +154,7 @@ class Evaluator:
         self.output_bytes = np.array([0.0, *(layer.output_bytes for layer in chain.layers[:-1]), 0.0])
         self.prefix_bytes = np.array(chain.parameter_prefix_bytes, dtype=float)
         kept = [float(layer.activation_bytes or 0) for layer in chain.layers]
-        self.activations = _Lines(_segments([0.0] * chain.depth), _segments(kept))
+        self.activations = _Lines(_segments([0.0] * chain.depth), (), (_segments(kept),))
         self.least_samples = _least_samples([layer.least_samples for layer in chain.layers])
 
     def bounds_s(self, boxes: Boxes) -> Floats:
@@ -290,21 +302,25 @@ def any_plan_bound_s(problem: Problem) -> float:
     """A lower bound on the time of every plan of every tree.
 
     The first sample passes all layers, each at best on the worker that is the fastest for it. And all samples do: per
-    layer and sample a worker w spends at least c_w (when it has the whole mini-batch), so for any shares q_w that add
-    up to 1, the time T >= sum of q_w T >= sum over the layers of B min(q_w c_w). Shares as the workers' speeds are
-    exact where these are proportional.
+    layer and sample a worker w spends at least c_w, at the best number of samples, so for any shares q_w that add up to
+    1, the time T >= sum of q_w T >= sum over the layers of B min(q_w c_w). Shares as the workers' speeds are exact
+    where these are proportional.
     """
     workers, batch_size = [problem.profile.worker(name).layers for name in problem.workers], problem.batch_size
+    bends = bends_of(cost for own in workers for times in own for cost in (times.forward, times.backward))
 
     def per_sample_s(samples: int) -> Floats:
         """Of each worker and layer, at so many samples."""
         times = [[(t.forward.seconds(samples) + t.backward.seconds(samples)) / samples for t in own] for own in workers]
         return np.minimum(np.array(times), LONGEST_S)
 
-    one_s, least_s = per_sample_s(1), per_sample_s(batch_size)
+    one_s = per_sample_s(1)
+    # Between two bends a cost per sample only rises or only falls.
+    ends = [one_s, per_sample_s(batch_size), *(per_sample_s(samples) for samples in bends if samples < batch_size)]
+    least_s = np.min(ends, axis=0)
     totals_s, work_s = least_s.sum(axis=1, keepdims=True), 0.0
     if totals_s.all():
-        shares = 1 / totals_s / (1 / totals_s).sum()
-        work_s = batch_size * float((shares * least_s).min(axis=0).sum())
+        speeds = totals_s.min() / totals_s
+        work_s = batch_size * float((speeds / speeds.sum() * least_s).min(axis=0).sum())
     update_s = min(problem.profile.worker(name).update_s for name in problem.workers)
     return max(float(one_s.min(axis=0).sum()), work_s) + min(update_s, LONGEST_S)

@@ -13,6 +13,7 @@ import numpy as np
 
 from hiertrain.bounds import LONGEST_S, Floats, Integers, Tree
 from hiertrain.plan import Problem
+from hiertrain.profile import bends_of
 
 # Times that differ by a smaller share than this are the same to the solver.
 TIE = 5e-7
@@ -43,15 +44,17 @@ class Way:
 class IntegerCosts:
     """Whole units of time; k workers in the tree's order, N layers. The root is its own parent.
 
-    ``*_fixed`` is due once where there are samples, ``*_each`` for each sample.
+    ``*_fixed`` is due once where there are samples, ``*_each`` for each sample. A layer whose costs bend has several
+    entries there, one for the samples of each piece.
     """
 
     unit_s: float
     limit: int  # of the time of an iteration: longer ones are of no use
+    bends: list[list[list[int]]]  # (k, N): the numbers of samples at which a piece of the layer's costs ends
     forward_fixed: Integers  # (k, N)
-    forward_each: Integers
+    forward_each: list[Integers]  # (k,), each of N and the worker's bends
     backward_fixed: Integers
-    backward_each: Integers
+    backward_each: list[Integers]
     input: list[Way]  # (k,): from the data holder
     up: list[Way]  # (k,): to the parent
     down: list[Way]  # (k,): from the parent
@@ -77,10 +80,22 @@ def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -
     unit_s = max(best_s / scale(problem, tree), np.finfo(float).tiny)
     limit = int(limit_s / unit_s)
 
-    def layers(step: str, part: str) -> Integers:
-        workers = [problem.profile.worker(name).layers for name in tree.workers]
-        times = np.array([[getattr(getattr(layer, step), part) for layer in worker] for worker in workers])
+    workers = [problem.profile.worker(name).layers for name in tree.workers]
+    bends = [
+        [[n for n in bends_of((layer.forward, layer.backward)) if n < problem.batch_size] for layer in worker]
+        for worker in workers
+    ]
+
+    def fixed(step: str) -> Integers:
+        times = np.array([[getattr(layer, step).fixed_s for layer in worker] for worker in workers])
         return _whole(times, unit_s, limit + 1)
+
+    def each(step: str) -> list[Integers]:
+        slopes = [
+            [getattr(layer, step).slope_s(n) for layer, ends in zip(worker, own, strict=True) for n in (0, *ends)]
+            for worker, own in zip(workers, bends, strict=True)
+        ]
+        return [_whole(np.array(own), unit_s, limit + 1) for own in slopes]
 
     def way(source: str, target: str) -> Way:
         return _way(problem, source, target, unit_s, limit, LARGEST_SUM // _lost(problem, tree))
@@ -90,10 +105,11 @@ def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -
     return IntegerCosts(
         unit_s=unit_s,
         limit=limit,
-        forward_fixed=layers("forward", "fixed_s"),
-        forward_each=layers("forward", "per_sample_s"),
-        backward_fixed=layers("backward", "fixed_s"),
-        backward_each=layers("backward", "per_sample_s"),
+        bends=bends,
+        forward_fixed=fixed("forward"),
+        forward_each=each("forward"),
+        backward_fixed=fixed("backward"),
+        backward_each=each("backward"),
         input=[way(problem.data_holder, name) for name in tree.workers],
         up=[way(name, parent) for name, parent in pairs],
         down=[way(parent, name) for name, parent in pairs],

@@ -1,10 +1,13 @@
 """What the profiling stage finds: layer sizes, and the time of each layer on each worker.
 
 Times are affine in the number of samples, ``fixed_s + per_sample_s * n`` and 0 for n = 0; the paper's model is the
-case ``fixed_s = 0``.
+case ``fixed_s = 0``. Where a layer's measured times are not on such a line, its cost bends: it is piecewise affine.
+No cost falls with the number of samples.
 """
 
+from collections.abc import Iterable
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +16,7 @@ from hiertrain.chain import Chain, Layer, check_layer_names
 from hiertrain.values import (
     MOST_LAYERS,
     MOST_WORKERS,
+    BatchSize,
     Count,
     InputError,
     LayerName,
@@ -27,17 +31,45 @@ from hiertrain.values import (
 )
 
 
+class Bend(Value):
+    """Where a cost changes its slope: each sample above ``above`` takes ``per_sample_s``."""
+
+    above: BatchSize
+    per_sample_s: Seconds
+
+
 class LayerCost(Value):
-    """Seconds for n samples: ``fixed_s + per_sample_s * n``; 0 for n = 0."""
+    """Seconds for n samples: ``fixed_s``, and ``per_sample_s`` for each sample up to the first bend; 0 for n = 0."""
 
     fixed_s: Seconds
     per_sample_s: Seconds
+    bends: tuple[Bend, ...] = ()
+
+    @model_validator(mode="after")
+    def _bends_are_in_order(self) -> "LayerCost":
+        for before, after in pairwise(self.bends):
+            if before.above >= after.above:
+                raise ValueError(f"a bend above {after.above} samples follows one above {before.above}; must be higher")
+        return self
 
     def seconds(self, samples: int) -> float:
-        return self.fixed_s + self.per_sample_s * samples if samples else 0.0
+        if not samples:
+            return 0.0
+        ends = [bend.above for bend in self.bends if bend.above < samples]
+        lengths = (last - first for first, last in pairwise([0, *ends, samples]))
+        slopes = (self.per_sample_s, *(bend.per_sample_s for bend in self.bends))
+        return self.fixed_s + sum(slope * length for slope, length in zip(slopes, lengths, strict=False))
+
+    def slope_s(self, samples: int) -> float:
+        """Seconds that one more sample takes, beyond so many."""
+        return next((bend.per_sample_s for bend in reversed(self.bends) if bend.above <= samples), self.per_sample_s)
 
     def scaled(self, factor: float) -> "LayerCost":
-        return LayerCost(fixed_s=self.fixed_s * factor, per_sample_s=self.per_sample_s * factor)
+        return LayerCost(
+            fixed_s=self.fixed_s * factor,
+            per_sample_s=self.per_sample_s * factor,
+            bends=tuple(Bend(above=bend.above, per_sample_s=bend.per_sample_s * factor) for bend in self.bends),
+        )
 
     def linear_at(self, samples: int) -> "LayerCost":
         """The paper's cost, proportional to n, with the same seconds for n = ``samples`` (at least 1)."""
@@ -90,6 +122,11 @@ class Measurement(Value):
     repetitions: PositiveCount
     points: tuple[TimingPoint, ...]
     skipped: tuple[str, ...] = ()  # sample counts left out, each with its reason
+
+
+def bends_of(costs: Iterable[LayerCost]) -> list[int]:
+    """The numbers of samples above which any of the costs changes its slope, in their order."""
+    return sorted({bend.above for cost in costs for bend in cost.bends})
 
 
 class WorkerProfile(Value):

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from hiertrain import memory
+from hiertrain.fitting import fit_layers
 from hiertrain.jobs import Probed, ProbeJob, ProfileJob
 from hiertrain.models import ChainModel, build_model, summed_loss
-from hiertrain.profile import LayerCost, LayerTimes, Measurement, Step, TimingPoint, WorkerProfile
+from hiertrain.profile import Measurement, Step, TimingPoint, WorkerProfile
 from hiertrain.runtime import build_optimizer, synchronize
 from hiertrain.transport import Transport
 from hiertrain.values import InputError
@@ -28,7 +29,7 @@ MAXIMUM_MESSAGE_BYTES = 64 * 2**20
 
 
 def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
-    """Time forward, backward and update of every layer at the job's sample counts, and fit affine costs.
+    """Time forward, backward and update of every layer at the job's sample counts, and fit costs.
 
     Sample counts that would exceed the job's time or memory limit are skipped, largest first, and the profile says so;
     the smallest is always measured. A count that a layer refuses, as BatchNorm does a single value per channel, is
@@ -73,46 +74,6 @@ def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
     return WorkerProfile(
         layers=fit_layers([layer.name for layer in model.chain.layers], points), measurement=measurement
     )
-
-
-def fit_layers(names: list[str], points: list[TimingPoint]) -> tuple[LayerTimes, ...]:
-    """Affine costs per layer, in the order of ``names``, from measured points."""
-
-    def of(name: str, step: str) -> list[TimingPoint]:
-        return [point for point in points if point.layer == name and point.step == step]
-
-    return tuple(
-        LayerTimes(
-            forward=fit_cost(of(name, "forward")),
-            backward=fit_cost(of(name, "backward")),
-            update_s=sum(point.median_s for point in of(name, "update")),
-        )
-        for name in names
-    )
-
-
-def fit_cost(points: list[TimingPoint]) -> LayerCost:
-    """The non-negative ``fixed_s + per_sample_s * n`` with the least relative squared error.
-
-    Relative, because the times span orders of magnitude and the smallest matter as much as the largest. One sample
-    count alone cannot tell the two apart: all is then put down to the samples, as in the paper.
-    """
-    counts = np.array([point.samples for point in points], dtype=float)
-    times = np.array([max(point.median_s, 1e-9) for point in points])
-    candidates = [_slope_only(counts, times)]
-    if len(set(counts)) > 1:
-        design = np.column_stack([1 / times, counts / times])
-        fixed, slope = np.linalg.lstsq(design, np.ones(len(times)), rcond=None)[0]
-        if fixed >= 0 and slope >= 0:  # the unconstrained optimum, else the better of the two edges
-            return LayerCost(fixed_s=float(fixed), per_sample_s=float(slope))
-        candidates.append((float((1 / times).sum() / (1 / times**2).sum()), 0.0))
-    fixed, slope = min(candidates, key=lambda fit: float((((fit[0] + fit[1] * counts) / times - 1) ** 2).sum()))
-    return LayerCost(fixed_s=fixed, per_sample_s=slope)
-
-
-def _slope_only(counts: np.ndarray, times: np.ndarray) -> tuple[float, float]:
-    ratios = counts / times
-    return 0.0, float(ratios.sum() / (ratios**2).sum())
 
 
 def _excess(job: ProfileJob, model: ChainModel, samples: int, elapsed_s: float, expected_s: float) -> str | None:

@@ -4,6 +4,7 @@ See ``integers`` for the units. Nothing but the wall clock, which is the user's 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -26,7 +27,8 @@ class _Variables:
     reaches: list[list[cp_model.IntVar]]  # d: the worker's depth is at least i
     samples: list[list[cp_model.IntVar]]  # n: samples that the worker computes in layer i
     computes: list[list[cp_model.IntVar]]  # y: 1 where n > 0
-    merged: list[list[cp_model.IntVar]]  # at least n of the worker's parent in the layers beyond the worker's depth
+    pieces: list[list[list[cp_model.IntVar]]]  # of n, between two bends of the layer's costs; n itself without any
+    merged: list[list[list[cp_model.IntVar]]]  # at least the parent's pieces in the layers beyond the worker's depth
     forward: list[cp_model.IntVar]  # F: end of the forward pass
     start: list[cp_model.IntVar]  # start of the backward pass
     gradients: list[cp_model.IntVar]  # D: the subtree's gradients are summed
@@ -35,9 +37,10 @@ class _Variables:
 
 
 def _new_variables(
-    model: cp_model.CpModel, problem: Problem, tree: Tree, within: Boxes | None, limit: int
+    model: cp_model.CpModel, problem: Problem, tree: Tree, within: Boxes | None, costs: IntegerCosts | None
 ) -> _Variables:
     layers, size = problem.profile.chain.depth, len(tree.workers)
+    limit, bends = (costs.limit, costs.bends) if costs else (0, [[[]] * layers] * size)
     depths, samples = ranges(problem, tree, within)
     reaches = [
         [
@@ -53,17 +56,25 @@ def _new_variables(
             *(model.new_int_var(0, problem.batch_size, "") for _ in range(1, layers)),
         ]
 
+    def pieces(ends: list[int]) -> list[cp_model.IntVar]:
+        return [model.new_int_var(0, b - a, "") for a, b in pairwise([0, *ends, problem.batch_size])]
+
     def times() -> list[cp_model.IntVar]:
         return [model.new_int_var(0, limit, "") for _ in range(size)]
 
+    own = [counts(first, last) for first, last in samples]
     return _Variables(
         reaches=reaches,
-        samples=[counts(first, last) for first, last in samples],
+        samples=own,
+        pieces=[
+            [pieces(ends) if ends else [count] for count, ends in zip(row, rows, strict=True)]
+            for row, rows in zip(own, bends, strict=True)
+        ],
         computes=[
             [model.new_bool_var("") for _ in range(layers)] if tree.children[worker] else reaches[worker]
             for worker in range(size)
         ],
-        merged=[counts(0, problem.batch_size) for _ in range(size)],
+        merged=[[pieces(ends) for ends in bends[max(parent, 0)]] for parent in tree.parents],
         forward=times(),
         start=times(),
         gradients=times(),
@@ -74,6 +85,10 @@ def _new_variables(
 
 def _weighted(variables: list[cp_model.IntVar], weights: Integers) -> cp_model.LinearExpr:
     return cast(cp_model.LinearExpr, cp_model.LinearExpr.weighted_sum(variables, weights.tolist()))
+
+
+def _flat(rows: list[list[cp_model.IntVar]]) -> list[cp_model.IntVar]:
+    return [variable for row in rows for variable in row]
 
 
 def _held(variables: _Variables, tree: Tree, worker: int, layer: int) -> cp_model.LinearExpr:
@@ -101,15 +116,27 @@ def _add_structure(model: cp_model.CpModel, problem: Problem, tree: Tree, variab
                 model.add(_held(variables, tree, worker, layer) == _held(variables, tree, worker, 0)).only_enforce_if(
                     reaches[worker][layer]
                 )
-                model.add(variables.merged[worker][layer] >= samples[parent][layer]).only_enforce_if(
-                    ~reaches[worker][layer]
-                )
+                for merged, own in zip(variables.merged[worker][layer], variables.pieces[parent][layer], strict=True):
+                    model.add(merged >= own).only_enforce_if(~reaches[worker][layer])
                 if layer:
                     model.add_implication(reaches[worker][layer], reaches[worker][layer - 1])
             if tree.children[worker]:
                 model.add_implication(computes[worker][layer], reaches[worker][layer])
             for child in tree.children[worker]:
                 model.add(computes[worker][layer] >= reaches[worker][layer] - reaches[child][layer])
+
+
+def _add_bends(model: cp_model.CpModel, variables: _Variables) -> None:
+    """Where a layer's costs bend, its samples fill one piece after the other."""
+    for samples, rows in zip(variables.samples, variables.pieces, strict=True):
+        for count, pieces in zip(samples, rows, strict=True):
+            if len(pieces) == 1:
+                continue
+            model.add(cp_model.LinearExpr.sum(pieces) == count)
+            for before, after in pairwise(pieces):
+                full = model.new_bool_var("")
+                model.add(before == before.proto.domain[1]).only_enforce_if(full)
+                model.add(after == 0).only_enforce_if(~full)
 
 
 def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, variables: _Variables) -> None:
@@ -152,7 +179,7 @@ def _late(model: cp_model.CpModel, way: Way, limit: int, *sent: cp_model.LinearE
 def _beyond(variables: _Variables, parent: int, child: int, fixed: Integers, each: Integers) -> cp_model.LinearExpr:
     """The parent's computing in the layers beyond the child's depth, where it has the child's samples."""
     return (
-        _weighted(variables.merged[child], each)
+        _weighted(_flat(variables.merged[child]), each)
         + _weighted(variables.reaches[parent], fixed)
         - _weighted(variables.reaches[child], fixed)
     )
@@ -164,7 +191,8 @@ def _add_forward(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, varia
         own, way = variables.samples[worker][0], costs.input[worker]
         arrival = way.raw_latency * variables.computes[worker][0] + _late(model, way, costs.limit, way.raw * own)
         computing = _weighted(variables.computes[worker], costs.forward_fixed[worker])
-        model.add(end >= arrival + computing + _weighted(variables.samples[worker], costs.forward_each[worker]))
+        computing += _weighted(_flat(variables.pieces[worker]), costs.forward_each[worker])
+        model.add(end >= arrival + computing)
         for child in tree.children[worker]:
             way = costs.up[child]
             sent, rest = _activations(variables, tree, child, way), _at_depth(variables, child, way.activation_latency)
@@ -201,7 +229,7 @@ def _add_gradients(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, var
     gradients, updated = variables.gradients, variables.updated
     for worker, end in enumerate(gradients):
         computing = _weighted(variables.computes[worker], costs.backward_fixed[worker])
-        computing += _weighted(variables.samples[worker], costs.backward_each[worker])
+        computing += _weighted(_flat(variables.pieces[worker]), costs.backward_each[worker])
         model.add(end >= variables.start[worker] + computing)
     model.add(updated[0] == gradients[0] + costs.update)
     for child, parent in enumerate(tree.parents[1:], start=1):
@@ -228,8 +256,9 @@ def tree_model(
 ) -> tuple[cp_model.CpModel, _Variables]:
     """The plans of one tree within the boxes that take at most the limit; least time."""
     model = cp_model.CpModel()
-    variables = _new_variables(model, problem, tree, within, costs.limit)
+    variables = _new_variables(model, problem, tree, within, costs)
     _add_structure(model, problem, tree, variables)
+    _add_bends(model, variables)
     _add_memory_limits(model, problem, tree, variables)
     _add_forward(model, tree, costs, variables)
     _add_backward(model, tree, costs, variables)
@@ -279,7 +308,7 @@ def solve_tree(
 def any_plan(problem: Problem, tree: Tree, solver: cp_model.CpSolver) -> tuple[Candidate | None, bool]:
     """A plan of the tree that keeps all constraints, whatever its time; and whether that is decided."""
     model = cp_model.CpModel()
-    variables = _new_variables(model, problem, tree, None, limit=0)
+    variables = _new_variables(model, problem, tree, None, costs=None)
     _add_structure(model, problem, tree, variables)
     _add_memory_limits(model, problem, tree, variables)
     status = solver.solve(model)

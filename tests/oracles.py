@@ -156,12 +156,15 @@ class _Equations:
         self.problem, self.layers, self.total = problem, problem.profile.chain.depth, problem.batch_size
         self.prefix = np.array(problem.profile.chain.parameter_prefix_bytes, dtype=float)
         self.output = np.array([0.0, *(layer.output_bytes for layer in problem.profile.layers)])
+        self.tables: dict[tuple[str, str], Seconds] = {}
 
     def compute(self, worker: str, step: str, after: Numbers, last: Numbers, samples: Numbers) -> Seconds:
-        costs = [getattr(times, step) for times in self.problem.profile.worker(worker).layers]
-        fixed = np.concatenate([[0.0], np.cumsum([cost.fixed_s for cost in costs])])
-        each = np.concatenate([[0.0], np.cumsum([cost.per_sample_s for cost in costs])])
-        return np.where(samples > 0, fixed[last] - fixed[after] + (each[last] - each[after]) * samples, 0.0)
+        if (worker, step) not in self.tables:
+            costs = [getattr(times, step) for times in self.problem.profile.worker(worker).layers]
+            every = [[0.0, *(cost.seconds(n) for cost in costs)] for n in range(self.total + 1)]
+            self.tables[worker, step] = np.cumsum(every, axis=1)  # by number of samples and of layers
+        table = self.tables[worker, step]
+        return table[samples, last] - table[samples, after]
 
     def update(self, worker: str) -> float:
         return self.problem.profile.worker(worker).update_s

@@ -9,7 +9,7 @@ from hiertrain.chain import Layer
 from hiertrain.cost import memory_bytes
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Execution, Plan, Problem
-from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
 
 NAMES = ("device", "edge", "cloud", "cloud-2")
 
@@ -21,7 +21,12 @@ sizes = st.sampled_from([0, 1, 1000]) | st.integers(0, 10**6)
 @st.composite
 def layer_times(draw: st.DrawFn, *, linear: bool = False) -> LayerTimes:
     def cost() -> LayerCost:
-        return LayerCost(fixed_s=0.0 if linear else draw(seconds), per_sample_s=draw(seconds))
+        bends = draw(st.sampled_from([[], [], [], [1], [3], [2, 5], [1, 4, 6]])) if not linear else []
+        return LayerCost(
+            fixed_s=0.0 if linear else draw(seconds),
+            per_sample_s=draw(seconds),
+            bends=tuple(Bend(above=samples, per_sample_s=draw(seconds)) for samples in bends),
+        )
 
     return LayerTimes(forward=cost(), backward=cost(), update_s=draw(seconds))
 

@@ -3,7 +3,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +11,8 @@ from torch import nn
 from hiertrain.jobs import Answer, ModelSettings, Probed, Profiled, ProfileJob
 from hiertrain.models import build_model, chain_from_module
 from hiertrain.network import Link
-from hiertrain.profile import LayerCost, LayerTimes, TimingPoint, WorkerProfile
-from hiertrain.profiling import fit_cost, time_layers
+from hiertrain.profile import LayerCost, LayerTimes, WorkerProfile
+from hiertrain.profiling import time_layers
 from hiertrain.stages import link_from_probe, measure_layers, measure_links
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.settings import (
@@ -27,36 +26,6 @@ from hiertrain.testbeds.settings import (
 )
 from hiertrain.values import InputError, RunError
 from tests.conftest import OpenLocal
-
-
-def points(times: dict[int, float]) -> list[TimingPoint]:
-    return [TimingPoint(layer="x", step="forward", samples=n, median_s=t, spread_s=0) for n, t in times.items()]
-
-
-@given(st.floats(0, 1), st.floats(1e-6, 1), st.lists(st.integers(1, 512), min_size=2, max_size=8, unique=True))
-def test_fit_recovers_exact_affine_times(fixed_s: float, per_sample_s: float, counts: list[int]) -> None:
-    fit = fit_cost(points({n: fixed_s + per_sample_s * n for n in counts}))
-    for n in counts:
-        assert fit.seconds(n) == pytest.approx(fixed_s + per_sample_s * n, rel=1e-6)
-
-
-@given(st.dictionaries(st.integers(1, 512), st.floats(1e-6, 10), min_size=1, max_size=8))
-def test_fit_is_non_negative_and_no_worse_than_a_proportional_one(times: dict[int, float]) -> None:
-    fit = fit_cost(points(times))
-    assert fit.fixed_s >= 0
-    assert fit.per_sample_s >= 0
-    counts, seconds = np.array(list(times)), np.array(list(times.values()))
-
-    def loss(fixed: float, slope: float) -> float:
-        return float((((fixed + slope * counts) / seconds - 1) ** 2).sum())
-
-    slopes = np.geomspace(1e-9, 10, 50)
-    assert loss(fit.fixed_s, fit.per_sample_s) <= min(loss(0, slope) for slope in slopes) + 1e-9
-
-
-def test_a_single_sample_count_gives_the_papers_linear_cost() -> None:
-    cost = fit_cost(points({8: 0.4}))
-    assert (cost.fixed_s, cost.per_sample_s) == (0, pytest.approx(0.05))
 
 
 @given(st.floats(1.0, 1000), st.floats(0, 50), st.floats(0, 20_000))
