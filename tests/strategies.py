@@ -1,5 +1,6 @@
 """Small random problems and plans, feasible by construction."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import permutations
 
@@ -146,6 +147,31 @@ def constrained_problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int =
         root=draw(st.sampled_from([None, None, *free])),
         memory_limit_bytes=limits,
     )
+
+
+def slowed(problem: Problem, factors: Mapping[str, float]) -> Problem:
+    """The problem with workers that many times as slow, also where no file may say so."""
+
+    def cost(own: LayerCost, factor: float) -> LayerCost:
+        bends = tuple(Bend.model_construct(above=b.above, per_sample_s=b.per_sample_s * factor) for b in own.bends)
+        return LayerCost.model_construct(
+            fixed_s=own.fixed_s * factor, per_sample_s=own.per_sample_s * factor, bends=bends
+        )
+
+    workers = {
+        name: WorkerProfile(
+            layers=tuple(
+                LayerTimes.model_construct(
+                    forward=cost(times.forward, factor),
+                    backward=cost(times.backward, factor),
+                    update_s=times.update_s * factor,
+                )
+                for times in problem.profile.worker(name).layers
+            )
+        )
+        for name, factor in factors.items()
+    }
+    return replace(problem, profile=problem.profile.model_copy(update={"workers": workers}))
 
 
 def many_workers(workers: int, layers: int = 4) -> Problem:

@@ -25,7 +25,7 @@ from hiertrain.scheduling import RESOLUTION, optimize
 from hiertrain.search import Candidate
 from hiertrain.values import InputError
 from tests.oracles import enumerated_optimum
-from tests.strategies import problems, with_least_samples
+from tests.strategies import problems, slowed, with_least_samples
 
 NAMES = ("device", "edge", "cloud")
 
@@ -42,13 +42,7 @@ def often_sending(data: st.DataObject, problem: Problem) -> Problem:
     if burst_bytes:
         changed = {"burst_bytes": burst_bytes, "latency_ms": 0.0}
         links = tuple(link.model_copy(update=changed) for link in links)
-    return linear(replace(scaled(problem, dict.fromkeys(problem.workers, factor)), network=Network(links=links)))
-
-
-def scaled(problem: Problem, factors: dict[str, float]) -> Problem:
-    """The problem with workers that many times as slow."""
-    workers = {name: problem.profile.worker(name).scaled(factor) for name, factor in factors.items()}
-    return replace(problem, profile=problem.profile.model_copy(update={"workers": workers}))
+    return linear(replace(slowed(problem, dict.fromkeys(problem.workers, factor)), network=Network(links=links)))
 
 
 def draw_star(data: st.DataObject, problem: Problem) -> Candidate:
@@ -189,9 +183,9 @@ def test_a_root_without_own_samples_waits_for_none(output_bytes: int, edge_cloud
     assert rounded.objective_s * 0.99 <= rounded.relaxed_s <= rounded.objective_s
 
 
-@pytest.mark.parametrize("factors", [(1e-30, 1.0, 1e30), (1e30, 1e-30, 1.0), (1e9, 1e9, 1e9), (1e-9, 1e-9, 1e-9)])
+@pytest.mark.parametrize("factors", [(1e-30, 1.0, 1e7), (1e7, 1e-30, 1.0), (1e7, 1e7, 1e7), (1e-9, 1e-9, 1e-9)])
 def test_scale_of_time_does_not_matter(factors: tuple[float, ...]) -> None:
-    problem = linear(scaled(synthetic_problem(4, 16, 3, seed=1), dict(zip(NAMES, factors, strict=True))))
+    problem = linear(slowed(synthetic_problem(4, 16, 3, seed=1), dict(zip(NAMES, factors, strict=True))))
     rounded, best = enumerate_and_round(problem), optimize(problem, shape="star")
     assert rounded.relaxed_s <= best.objective_s * (1 + 1e-9)
     assert best.bound_s <= rounded.objective_s <= best.objective_s * 1.05
