@@ -119,6 +119,7 @@ def planned_problems(draw: st.DrawFn) -> tuple[Problem, Plan]:
     return problem, plan
 
 
+@st.composite
 def with_least_samples(draw: st.DrawFn, problem: Problem) -> Problem:
     """The problem with layers that take no fewer than some samples, of which the mini-batch has enough."""
     least = st.sampled_from([1, 1, 2, 3]).map(lambda samples: min(samples, problem.batch_size))
@@ -129,7 +130,7 @@ def with_least_samples(draw: st.DrawFn, problem: Problem) -> Problem:
 @st.composite
 def constrained_problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 3, max_batch: int = 4) -> Problem:
     """A problem with constraints that may clash: memory limits near what a random plan needs, and samples enough."""
-    problem = with_least_samples(draw, draw(problems(workers=workers, max_layers=max_layers, max_batch=max_batch)))
+    problem = draw(with_least_samples(draw(problems(workers=workers, max_layers=max_layers, max_batch=max_batch))))
     names, layers = NAMES[:workers], len(problem.profile.layers)
     samples_stay = draw(st.booleans())
     kept = {problem.data_holder} if samples_stay else set()

@@ -65,13 +65,13 @@ def splittable_problems(draw: st.DrawFn) -> Problem:
     """Each layer is slow on some workers, and messages are small but take as long: where to cut is a close decision."""
 
     def times() -> LayerTimes:
-        cost = LayerCost(fixed_s=0, per_sample_s=draw(st.sampled_from([0.0, 0.0, 0.2, 1.0])))
+        cost = LayerCost(fixed_s=0, per_sample_s=draw(st.sampled_from([0.0, 0.0, 0.04, 0.2])))
         return LayerTimes(forward=cost, backward=cost, update_s=0)
 
     depth, sizes = draw(st.integers(2, 6)), st.integers(1, 8).map(lambda floats: 4 * floats)
     layers = [Layer(name=f"{number}", output_bytes=draw(sizes), parameter_bytes=0) for number in range(depth)]
     workers = {name: WorkerProfile(layers=tuple(times() for _ in layers)) for name in NAMES}
-    rates = st.sampled_from([2e-4, 3e-4, 1e-3])
+    rates = st.sampled_from([1e-3, 1.5e-3, 5e-3])
     links = [Link(source=a, target=b, bandwidth_mbps=draw(rates), latency_ms=0) for a, b in permutations(NAMES, 2)]
     profile = Profile(model="splittable", sample_bytes=draw(st.integers(1, 9)), layers=tuple(layers), workers=workers)
     return Problem(profile, Network(links=tuple(links)), draw(st.integers(1, 8)), draw(st.sampled_from(NAMES)))

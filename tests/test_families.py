@@ -17,7 +17,7 @@ def used(plan: Plan) -> set[str]:
 @settings(max_examples=15)
 @given(st.data())
 def test_every_worker_of_a_family_takes_part(data: st.DataObject) -> None:
-    problem = with_least_samples(data.draw, data.draw(problems(max_layers=5)))
+    problem = data.draw(with_least_samples(data.draw(problems(max_layers=5))))
     plans = family_plans(problem)
     assert {f"all-{name}" for name in ("device", "edge", "cloud")} <= plans.keys()
     for name, plan in plans.items():

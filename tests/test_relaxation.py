@@ -86,7 +86,7 @@ def check_programme(problem: Problem, star: Candidate) -> None:
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(st.data())
 def test_layers_have_samples_enough_and_no_star_is_below_the_bound(data: st.DataObject) -> None:
-    problem = linear(with_least_samples(data.draw, data.draw(problems(workers=3, max_layers=3, max_batch=4))))
+    problem = linear(data.draw(with_least_samples(data.draw(problems(workers=3, max_layers=3, max_batch=4)))))
     rounded = enumerate_and_round(problem)
     check_plan(rounded.plan, problem.profile.chain)
     assert rounded.relaxed_s <= enumerated_optimum(problem, "star")[0] * (1 + 1e-9) + 1e-15

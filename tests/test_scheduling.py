@@ -27,7 +27,7 @@ from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans, branch_and_bound_optimum, enumerated_optima, enumerated_optimum
 from tests.strategies import constrained_problems, many_workers, plans, problems, slowed
 
-NAMES = ("device", "edge", "cloud")
+NAMES: tuple[str, ...] = ("device", "edge", "cloud")
 
 
 def check_solution(problem: Problem, solution: Solution, optimum_s: float) -> None:
