@@ -15,6 +15,7 @@ from hiertrain.plan import Plan
 from hiertrain.profile import Profile
 from hiertrain.program import RECEIVES, SENDS, Kind, Span, Timeline, receipts
 from hiertrain.records import run_folder
+from hiertrain.residuals import Residual, residuals
 from hiertrain.training import TrainingRun, was_awaited
 
 
@@ -94,6 +95,30 @@ def points_table(profile: Profile) -> pd.DataFrame:
                     "fitted_ms": (cost.seconds(point.samples) if cost else times[point.layer].update_s) * 1e3,
                 }
             )
+    return pd.DataFrame(rows)
+
+
+def residual_table(profile: Profile) -> pd.DataFrame:
+    """One row per worker, layer and step: the sample count whose time the cost misses most; the worst rows first.
+
+    ``residual_percent`` is below 0 where the cost is too short. Workers without measurement have no rows.
+    """
+    worst: dict[tuple[str, str, str], Residual] = {}
+    for residual in residuals(profile):
+        key = residual.worker, residual.layer, residual.step
+        worst[key] = max(worst.get(key, residual), residual, key=lambda found: abs(found.relative))
+    rows = [
+        {
+            "worker": residual.worker,
+            "layer": residual.layer,
+            "step": residual.step,
+            "samples": residual.samples,
+            "measured_ms": residual.measured_s * 1e3,
+            "cost_ms": residual.cost_s * 1e3,
+            "residual_percent": residual.relative * 1e2,
+        }
+        for residual in sorted(worst.values(), key=lambda found: -abs(found.relative))
+    ]
     return pd.DataFrame(rows)
 
 

@@ -67,7 +67,7 @@ def plot_layer_times(df: pd.DataFrame, source: Source) -> Figure:
 
 
 def plot_fit(df: pd.DataFrame, source: Source) -> Figure:
-    """Whether a fixed part plus a part per sample describes the times, one panel per layer.
+    """Whether the costs follow the measured times, one panel per layer.
 
     Columns: layer, samples, median_ms, spread_ms (length of the error bar), fitted_ms.
     """
@@ -81,7 +81,7 @@ def plot_fit(df: pd.DataFrame, source: Source) -> Figure:
             points = df[df["layer"] == layer].sort_values("samples")
             ax.errorbar(points["samples"], points["median_ms"], yerr=points["spread_ms"] / 2, fmt="o", color=BLUE,
                         label=source)  # fmt: skip
-            ax.plot(points["samples"], points["fitted_ms"], color=ORANGE, label="fitted: fixed + per sample")
+            ax.plot(points["samples"], points["fitted_ms"], color=ORANGE, label="cost")
             ax.set_title(layer, loc="left")
             ax.set_ylim(bottom=0)
         for ax in axes[len(layers) :]:
