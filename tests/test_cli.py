@@ -187,6 +187,19 @@ def test_predict_refuses_a_bad_plan_in_one_line(
     assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
 
 
+def test_a_share_that_a_layer_refuses_is_named_and_not_proposed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As BatchNorm refuses a single value per channel: here, fc1 takes no fewer than 41 samples."""
+    layers = [{**layer, "least_samples": 41 if layer["name"] == "fc1" else 1} for layer in PROFILE["layers"]]
+    (folder / "profile.json").write_text(broken("profile", layers=layers)[1])
+    assert main(["predict", *inputs(folder), "--plan", str(folder / "plan.json")]) == 2
+    refused = "worker 'device' computes fc1, layer 2 of by-hand, for 40 samples; the layer takes at least 41"
+    assert capsys.readouterr().err == f"hiertrain: error: plan: {refused}\n"
+    assert main(["optimize", *inputs(folder), "--output", str(folder / "solution.json")]) == 0
+    assert main(["predict", *inputs(folder), "--plan", str(folder / "solution.json")]) == 0
+
+
 def test_train_refuses_what_cannot_be_trained_before_any_work(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

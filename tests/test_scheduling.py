@@ -19,7 +19,7 @@ from hiertrain.integers import TIE, integer_costs
 from hiertrain.network import Link, Network
 from hiertrain.paths import DATA
 from hiertrain.plan import Execution, Plan, Problem, check_plan
-from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.schedulers import try_every_plan
 from hiertrain.scheduling import RESOLUTION, Progress, Solution, optimize
 from hiertrain.search import Candidate, depth_grid, trees
@@ -253,6 +253,29 @@ def test_large_problems_match_branch_and_bound(
     layers: int, batch_size: int, cloud_mbps: float, burst_bytes: float
 ) -> None:
     problem = large_problem(layers, batch_size, cloud_mbps, layers, burst_bytes)
+    check_solution(problem, optimize(problem), branch_and_bound_optimum(problem))
+
+
+@pytest.mark.parametrize(("layers", "batch_size", "cloud_mbps"), [(10, 32, 20.0), (13, 128, 5.0), (8, 512, 20.0)])
+def test_large_problems_with_bends_match_branch_and_bound(layers: int, batch_size: int, cloud_mbps: float) -> None:
+    """As measured: the first samples of some layers take less or more than the others, of the rest as long."""
+    problem = large_problem(layers, batch_size, cloud_mbps, layers)
+    factors = [0.5, 2.0, 1.0]
+
+    def bent(cost: LayerCost, layer: int) -> LayerCost:
+        slopes = [cost.per_sample_s * factors[layer % 3] ** power for power in (1, 2)]
+        bends = tuple(Bend(above=n, per_sample_s=each) for n, each in zip((8, 32), slopes, strict=True))
+        return cost.model_copy(update={"bends": bends if layer % 3 < 2 else ()})
+
+    def worker(own: WorkerProfile) -> WorkerProfile:
+        times = [
+            LayerTimes(forward=bent(t.forward, i), backward=bent(t.backward, i), update_s=t.update_s)
+            for i, t in enumerate(own.layers)
+        ]
+        return WorkerProfile(layers=tuple(times))
+
+    workers = {name: worker(own) for name, own in problem.profile.workers.items()}
+    problem = replace(problem, profile=problem.profile.model_copy(update={"workers": workers}))
     check_solution(problem, optimize(problem), branch_and_bound_optimum(problem))
 
 
