@@ -95,13 +95,15 @@ def _tree(root: str, parent_of: Mapping[str, str]) -> Tree:
 
 
 def larger(problem: Problem, tree: Tree, shape: Shape) -> Iterator[Tree]:
-    """The trees that have one leaf more; those whose leaf is the root's come first."""
+    """The trees that the problem admits and that have one leaf more; those whose leaf is the root's come first."""
     parent_of = {name: tree.workers[parent] for name, parent in zip(tree.workers[1:], tree.parents[1:], strict=True)}
     for parent in tree.workers[: 1 if shape == "star" else None]:
         for leaf in problem.workers:
             if leaf not in tree.workers:
                 added = {**parent_of, leaf: parent}
-                yield _tree(tree.workers[0], {name: added[name] for name in problem.workers if name in added})
+                grown = _tree(tree.workers[0], {name: added[name] for name in problem.workers if name in added})
+                if _admits(problem, grown):
+                    yield grown
 
 
 def _admits(problem: Problem, tree: Tree) -> bool:

@@ -57,6 +57,6 @@ class Progress:
     """How far the search is."""
 
     trees_done: int
-    trees: int
+    trees: int  # that are known so far
     best_s: float
     elapsed_s: float

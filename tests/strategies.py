@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import permutations
 
+import numpy as np
 from hypothesis import strategies as st
 
 from hiertrain.chain import Layer
@@ -185,3 +186,49 @@ def many_workers(workers: int, layers: int = 4) -> Problem:
     links = [Link(source=a, target=b, bandwidth_mbps=1000, latency_ms=0.1) for a, b in permutations(names, 2)]
     profile = Profile(model="alike", sample_bytes=100, layers=sizes, workers=times)
     return Problem(profile, Network(links=tuple(links)), 64, names[0])
+
+
+def large_problem(layers: int, batch_size: int, cloud_mbps: float, seed: int, burst_bytes: float = 0.0) -> Problem:
+    """A convolutional net's proportions: times fall and parameters rise along the chain. Speeds are as 20 : 5 : 2."""
+    random = np.random.default_rng(seed)
+    position = np.arange(1, layers + 1) / layers
+    base_s = 4e-4 * (1.2 - position) * random.uniform(0.5, 1.5, layers)
+    fixed_s = 1e-4 * random.uniform(0.5, 1.5, layers)
+    sizes = [
+        Layer(
+            name=f"layer{i}",
+            output_bytes=0 if i == layers else int(40_000 * (1 - i / (layers + 1)) ** 2) + 40,
+            parameter_bytes=int(300_000 * position[i - 1] ** 3),
+        )
+        for i in range(1, layers + 1)
+    ]
+
+    def worker(factor: float) -> WorkerProfile:
+        return WorkerProfile(
+            layers=tuple(
+                LayerTimes(
+                    forward=LayerCost(fixed_s=factor * fixed, per_sample_s=factor * each),
+                    backward=LayerCost(fixed_s=factor * fixed, per_sample_s=2 * factor * each),
+                    update_s=factor * 1e-5,
+                )
+                for fixed, each in zip(fixed_s.tolist(), base_s.tolist(), strict=True)
+            )
+        )
+
+    rates = {("device", "edge"): 30.0, ("edge", "cloud"): cloud_mbps, ("device", "cloud"): cloud_mbps}
+    links = [
+        Link(source=source, target=target, bandwidth_mbps=rate, latency_ms=5.0, burst_bytes=burst_bytes)
+        for (a, b), rate in rates.items()
+        for source, target in ((a, b), (b, a))
+    ]
+    return Problem(
+        profile=Profile(
+            model="large",
+            sample_bytes=3072,
+            layers=tuple(sizes),
+            workers={"device": worker(4.0), "edge": worker(1.0), "cloud": worker(0.4)},
+        ),
+        network=Network(links=tuple(links)),
+        batch_size=batch_size,
+        data_holder="device",
+    )
