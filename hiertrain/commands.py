@@ -25,6 +25,7 @@ from hiertrain.options import (
     search_problem,
     training_of,
 )
+from hiertrain.paths import RESULTS
 from hiertrain.plan import Plan, Problem
 from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, dry_run, simulate
@@ -124,7 +125,7 @@ def run_train(options: argparse.Namespace) -> None:
     from hiertrain.modelfiles import save_model
     from hiertrain.models import build_model
     from hiertrain.quantization import quantized_layers
-    from hiertrain.records import recorded, save_record
+    from hiertrain.records import check_new, new_run, record_path, recorded, save_record
     from hiertrain.stages import (
         accuracy,
         check_profile,
@@ -149,7 +150,10 @@ def run_train(options: argparse.Namespace) -> None:
     if plan:
         check_training(plan, training, chain, settings)
 
-    run_name, root = options.output.name, options.output.parent
+    for name in ("train", "train.failed") if options.output else ():
+        check_new(record_path(options.output.name, name, options.output.parent), options.force)
+    output = options.output or new_run(RESULTS / "train")
+    run_name, root = output.name, output.parent
     parameters = {"training": training.model_dump(exclude={"data_folder"}), "testbed": settings, "execution": execution}
     parameters |= _note_on_channels(training)
     with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
@@ -179,7 +183,7 @@ def run_train(options: argparse.Namespace) -> None:
     model = trained_model(training, run.snapshots[training.iterations], dataset)
     results["accuracy"] = accuracy(model, dataset)
     print(f"test accuracy, trained on {', '.join(plan.participants)}: {results['accuracy']:.4f}")
-    print(f"model: {save_model(model, training, options.output)}")
+    print(f"model: {save_model(model, training, output)}")
     if not options.no_reference:
         results |= _results_of_one_process(training, dataset, run)
     inexact_layers = chain.inexact_layers + quantized_layers(plan, chain, execution)
@@ -313,10 +317,13 @@ def _machine(profile: Profile, name: str) -> Machine:
 def run_reproduce(options: argparse.Namespace) -> None:
     """Execute the notebooks of a parameter file; when all of them are up to date, write the report."""
     from hiertrain.parameters import prepare
+    from hiertrain.publishing import PARAMETERS, obstacle
     from hiertrain.report import write_report
     from hiertrain.reproduce import NotebookRecord, reproduce
 
     jobs = prepare(options.parameters, options.run)
+    if options.parameters == PARAMETERS and (reason := obstacle()):
+        print(f"note: this run cannot be published: {reason}", flush=True)
     outcomes = reproduce(options.parameters, run=options.run, only=options.only, force=options.force)
     if len(outcomes) < len(jobs):
         print("no report: it shows all notebooks, and these are not all; without --only it is written")

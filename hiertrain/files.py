@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from hiertrain.values import InputError, Value, broken_rule, shown
+from hiertrain.values import InputError, Value, broken_rule, one_line, shown
 
 V = TypeVar("V", bound=BaseModel)
 
@@ -45,7 +45,7 @@ def load(kind: type[V], path: str | os.PathLike[str]) -> V:
 
     Raises InputError that names the file, the field, the value and the rule.
     """
-    source = _line(str(path))
+    source = one_line(str(path))
     is_yaml = Path(path).suffix in (".yml", ".yaml")
     try:
         text = _read(path, MOST_YAML_BYTES if is_yaml else MOST_JSON_BYTES).decode()
@@ -64,9 +64,9 @@ def load(kind: type[V], path: str | os.PathLike[str]) -> V:
     except json.JSONDecodeError as error:
         raise InputError(f"{source}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a key that cannot be one
-        raise InputError(f"{source}: not YAML: {_line(str(error))}") from None
+        raise InputError(f"{source}: not YAML: {one_line(str(error))}") from None
     except ValueError as error:  # a date that is none, a number of too many digits
-        raise InputError(f"{source}: cannot be read: {_line(str(error))}") from None
+        raise InputError(f"{source}: cannot be read: {one_line(str(error))}") from None
     except RecursionError:
         raise InputError(f"{source}: cannot be read: nested too deeply") from None
     return parse(kind, content, source)
@@ -138,16 +138,9 @@ _PlainYaml.add_implicit_resolver(
 )
 
 
-def _line(text: str) -> str:
-    """Text from outside on one printable line of at most 200 characters."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
 def _describe(problem: ErrorDetails, source: str) -> str:
     """One pydantic error as ``source: field: rule, got value``."""
-    field = _line(".".join(part if isinstance(part, str) else shown(part) for part in problem["loc"]))
+    field = one_line(".".join(part if isinstance(part, str) else shown(part) for part in problem["loc"]))
     where = f"{source}: {field}" if field else source
     got = "" if problem["type"] in ("value_error", "missing", "extra_forbidden") else f", got {shown(problem['input'])}"
     return f"{where}: {broken_rule(problem)}{got}"
@@ -184,7 +177,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(target)
     except OSError as error:
-        raise InputError(f"{_line(str(path))}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{one_line(str(path))}: cannot be written: {error.strerror}") from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -195,16 +188,14 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
     So it is for what is no file, such as a device or a FIFO: nothing could replace it by a finished one.
     """
-    source = f"{_line(str(path))}: cannot be written"
+    source = f"{one_line(str(path))}: cannot be written"
     try:
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        mode = target.stat().st_mode
-    except FileNotFoundError:
-        mode = stat.S_IFREG
+        mode = target.stat().st_mode if os.path.lexists(target) else stat.S_IFREG  # a loop of links is an error
     except (OSError, ValueError) as error:  # ValueError: no path, such as one with NUL
         raise InputError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(mode):
         raise InputError(f"{source}: it is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{source}: folder {_line(str(target.parent))} is not writable")
+        raise InputError(f"{source}: folder {one_line(str(target.parent))} is not writable")

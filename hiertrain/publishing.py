@@ -16,10 +16,11 @@ from hiertrain import files
 from hiertrain.experiments import Setting, check_emulated, setting_of
 from hiertrain.parameters import Job, prepare
 from hiertrain.paths import ROOT
-from hiertrain.records import Record
+from hiertrain.records import Record, environment_record
 from hiertrain.reproduce import NotebookRecord, changed_output
 from hiertrain.tables import markdown_table
 from hiertrain.testbeds import find_testbed
+from hiertrain.testbeds.netns import missing
 from hiertrain.values import InputError
 
 PARAMETERS = "paper"  # the parameter file that makes a reference
@@ -56,6 +57,18 @@ def publish(run: str = PARAMETERS, root: Path = ROOT) -> Path:
                 old.rename(target)
             raise
     return target
+
+
+def obstacle() -> str | None:
+    """Why nothing that is executed here and now could be published; None where nothing is known to prevent it."""
+    environment = environment_record()
+    if environment.commit is None:
+        return "there is no commit of its source: git is missing, or this is no checkout"
+    if environment.dirty:
+        return "its source differs from the commit: tracked files are changed"
+    if lacking := missing():
+        return f"its times would be emulated: network namespaces need {', '.join(lacking)}"
+    return None
 
 
 def executed(job: Job) -> NotebookRecord:

@@ -4,6 +4,7 @@ A run is a folder under results/: notebooks/ (executed copies), figures/, tables
 """
 
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -54,6 +55,26 @@ def run_folder(run: str, root: Path = RESULTS) -> Path:
     """The folder of a run, which need not exist yet. Raises InputError for a name that is no plain folder name."""
     check("run", run, Name)
     return root / run
+
+
+def new_run(root: Path) -> Path:
+    """Make the folder of a run that has the next free number as its name. Raises InputError where that cannot be."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            with suppress(FileExistsError):  # another run, perhaps of a moment ago
+                folder = root / f"{number:04}"
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise InputError(f"{root}: cannot be written: {error.strerror}") from None
+    raise AssertionError  # there is always another number
+
+
+def check_new(path: Path, force: bool) -> None:
+    """Raise InputError where a file has what an earlier run computed, unless it is to be replaced by ``force``."""
+    if path.exists() and not force:
+        raise InputError(f"{path}: is of an earlier run; --force replaces it, another --output keeps it")
 
 
 def save_record(
@@ -192,10 +213,18 @@ def _source_digest() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints about the workbench's folder; None without git or outside a repository."""
+    """What git prints about the workbench's folder; None without git or outside a repository.
+
+    Git refuses a folder of another user, for what its settings may execute; but this very code is from there, too.
+    """
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+            ["git", "-c", "safe.directory=*", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -71,6 +71,8 @@ def reproduce(
     Raises InputError before anything is executed, NotebookError when a notebook fails (later ones are not tried).
     """
     jobs = prepare(parameter_file, run, notebooks, results)
+    if jobs[0].folder.name == "reference":
+        raise InputError("run 'reference': is committed; choose another one, which `hiertrain publish` makes it")
     for name in only or ():
         check_known(f"{parameter_file}: notebook", name, [job.name for job in jobs])
     base = _digest_of_sources(notebooks)

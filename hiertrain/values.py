@@ -137,6 +137,13 @@ Layers = Annotated[_Whole, Field(ge=0, le=MOST_LAYERS)]
 MOST_WORKERS = 100  # each is a process, and pairs of them are measured one by one
 
 
+def one_line(text: str) -> str:
+    """Text from outside on one printable line of at most 200 characters."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text[:1000])
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def check(what: str, value: object, rule: Any) -> None:
     """Raise InputError, which begins with ``what``, unless the value keeps to one of the types above."""
     try:

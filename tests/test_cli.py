@@ -1,8 +1,12 @@
+import errno
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -82,6 +86,77 @@ def test_ctrl_c_is_still_python_s_after_a_solve(folder: Path) -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 42
 
 
+def run_with(stdout: int | IO[bytes], options: list[str]) -> tuple[int, str]:
+    """The exit status of the program, and what it says on standard error."""
+    program = [sys.executable, "-m", "hiertrain.cli", *options]
+    done = subprocess.run(program, check=False, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    return done.returncode, done.stderr
+
+
+def test_nobody_who_reads_what_is_printed_is_no_error(folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert run_with(writer, ["predict", *inputs(folder), "--plan", str(folder / "plan.json")]) == (141, "")
+    os.close(writer)
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(folder: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        status = run_with(full, ["predict", *inputs(folder), "--plan", str(folder / "plan.json")])
+    assert status == (1, "hiertrain: failed: No space left on device\n")
+
+
+def test_standard_output_must_be_open(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it then
+    assert main(["--help"]) == 2
+    assert re.fullmatch("hiertrain: error: standard output is closed; .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_modules_are_imported_is_one_line(number: int) -> None:
+    script = (
+        "import os, sys\n"
+        "from hiertrain.cli import main\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        os.kill(os.getpid(), {int(number)}) if name == 'pydantic' else None\n"
+        "assert not {'pydantic', 'numpy', 'yaml', 'torch'} & set(sys.modules), 'imported before anybody listens'\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.exit(main(['--help']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "hiertrain: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["optimize", "--batch-size", "9" * 5000],
+        ["optimize", "--batch-size", "many\nlines"],
+        ["train", "--iterations", "1e3"],
+        ["moon"],
+        [],
+    ],
+)
+def test_options_that_there_are_not_are_one_line(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"hiertrain.*: error: .*; see hiertrain.* --help\n", said)
+    assert len(said) < 300
+
+
+def test_an_error_of_the_system_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "results")
+
+    monkeypatch.setattr("hiertrain.commands.run_predict", fail)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # standard output is the test's own
+    assert main(["predict", *inputs(folder), "--plan", "x"]) == 1
+    assert capsys.readouterr().err == "hiertrain: failed: results: Read-only file system\n"
+
+
 def test_constraints_of_the_command_line_are_honoured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = folder / "solution.json"
     options = ["--shape", "star", "--root", "edge", "--samples-stay", "--execution", "paper-float32"]
@@ -157,6 +232,13 @@ DEEP = {**PLAN["workers"], "edge": {"parent": None, "depth": 4, "samples": 24}}
         (broken("network", links=[{**NETWORK["links"][0], "bandwidth_mbps": 0}]), [], "bandwidth_mbps: .*got 0"),
         (("network", "{"), [], "not JSON"),
         (broken("plan"), ["--batch-size", "0"], "batch size 0: must be at least 1"),
+        (broken("plan"), ["--batch-size", "9" * 21], "batch size 9{21}: must be at most 1048576"),
+        (broken("plan"), ["--time-limit", "1e10"], "time_limit_s: must be at most 1000000, got 1"),
+        (broken("plan"), ["--seed", "9" * 10], "seed: must be at most 2147483647, got 9"),
+        (broken("network", links=[{**NETWORK["links"][0], "latency_ms": 1e308}]), [], "latency_ms: .*got 1e.308"),
+        (broken("network", links=[{**NETWORK["links"][0], "bandwidth_mbps": 1e305}]), [], "mbps: .*got 1e.305"),
+        (("network", json.dumps(PROFILE)), [], "network.json: this is a profile; a network is needed"),
+        (broken("plan"), ["--output", "/dev/full"], "/dev/full: cannot be written: it is no regular file"),
         (broken("plan"), ["--time-limit", "0"], "time_limit_s: .*got 0"),
         (broken("plan"), ["--execution", "jalad"], "activations travel as uint8: must be float32; the solver knows no"),
         (broken("plan"), ["--output", "/dev/null/x.json"], "/dev/null/x.json: cannot be written"),
@@ -204,6 +286,7 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hiertrain.commands.open_testbed", lambda _: pytest.fail("a testbed was opened"))
+    files.write_text(folder / "earlier" / "records" / "train.json", "{}")
     for options, message in (
         (["--dataset", "nothing"], "nothing"),
         (["--model", "lenet6"], "lenet5"),
@@ -212,6 +295,9 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
         (["--seed", "-1"], "model: seed: .*got -1"),
         (["--iterations", "0"], "training: iterations: .*got 0"),
         (["--output", "/dev/null/run"], r"/dev/null/run/records/train\.failed\.json: cannot be written"),
+        (["--output", str(folder / "earlier")], "train.json: is of an earlier run; --force replaces it, another"),
+        (["--iterations", "9" * 12], "iterations: must be at most 1000000000"),
+        (["--learning-rate", "inf"], "learning_rate: must be a finite number, got inf"),
         (["--output", "/tmp/my run"], "run name 'my run'"),
         (["--plan", str(folder / "plan.json"), "--root", "edge"], "--root: has no effect with --plan"),
         (["--plan", str(folder / "plan.json")], "the root 'edge' has depth 3"),
@@ -260,7 +346,7 @@ def test_all_three_stages_from_the_command_line(
         "edge": {"parent": None, "depth": 13, "samples": 0},
     }
     plan.write_text(json.dumps({"batch_size": 32, "data_holder": "device", "workers": parts}))
-    run += ["--plan", str(plan), "--execution", "jalad", "--iterations", "5"]
+    run += ["--force", "--plan", str(plan), "--execution", "jalad", "--iterations", "5"]
     assert main(["train", *options, "--dataset", "digits", *files_given, *run]) == 0
     record = load_record("run", "train", tmp_path)
     assert record.parameters["inexact_layers"] == ["pool1: 8-bit activations"]

@@ -13,7 +13,8 @@ from hiertrain import files, publishing
 from hiertrain.experiments import Setting
 from hiertrain.parameters import prepare
 from hiertrain.paths import RESULTS
-from hiertrain.publishing import executed, filled, publish, readme_tables
+from hiertrain.publishing import executed, filled, obstacle, publish, readme_tables
+from hiertrain.records import environment_record
 from hiertrain.reproduce import NotebookRecord
 from hiertrain.tables import markdown_table
 from hiertrain.values import InputError
@@ -170,6 +171,20 @@ def test_after_an_interruption_the_old_reference_is_back(root: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         publish(RUN, root)
     assert_as_before(root, README)
+
+
+def test_what_could_not_be_published_is_known_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = environment_record()
+    for changes, lacking, reason in (
+        ({"commit": None, "dirty": None}, [], "there is no commit of its source: git is missing, or this is no"),
+        ({"commit": "a", "dirty": True}, [], "its source differs from the commit: tracked files are changed"),
+        ({"commit": "a", "dirty": False}, ["root"], "its times would be emulated: network namespaces need root"),
+    ):
+        monkeypatch.setattr(publishing, "environment_record", lambda changes=changes: here.model_copy(update=changes))
+        monkeypatch.setattr(publishing, "missing", lambda lacking=lacking: lacking)
+        assert (obstacle() or "").startswith(reason)
+    monkeypatch.setattr(publishing, "missing", list)
+    assert obstacle() is None
 
 
 def test_a_mark_stands_for_one_table() -> None:

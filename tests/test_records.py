@@ -1,5 +1,7 @@
 """Run records: what may be stored, what is refused, and what is known about the machine."""
 
+import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hiertrain import files
+from hiertrain import files, records
 from hiertrain.network import Link
 from hiertrain.paths import ROOT
 from hiertrain.records import (
     environment_record,
     load_record,
+    new_run,
     package_versions,
     record_path,
     recorded,
@@ -74,6 +77,31 @@ def test_names_are_plain_file_names(tmp_path, name):
     with pytest.raises(InputError, match="must be 1 to 64 letters, digits"):
         save_record("try", name, {}, {}, tmp_path)
     assert run_folder("paper-2.1_b+", tmp_path) == tmp_path / "paper-2.1_b+"
+
+
+def test_every_new_run_gets_a_folder_of_its_own(tmp_path):
+    first, second = new_run(tmp_path / "train"), new_run(tmp_path / "train")
+    assert (first.name, second.name) == ("0001", "0002")
+    save_record(second.name, "train", {}, {}, second.parent)
+    assert (second / "records" / "train.json").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/train: cannot be written: Not a directory"):
+        new_run(tmp_path / "file" / "train")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_checkout_of_another_user_has_its_commit(tmp_path, monkeypatch):
+    for arguments in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a", "--allow-empty"],
+    ):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    for path in (tmp_path, tmp_path / ".git"):
+        os.chown(path, 12345, 12345)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    commit = environment_record().commit
+    assert commit is not None
+    assert len(commit) == 40
 
 
 def test_a_missing_or_damaged_record_is_named(tmp_path):

@@ -278,6 +278,13 @@ def test_a_variant_says_only_what_is_different(bench):
         prepare(nested, notebooks=bench.notebooks, results=bench.results)
 
 
+def test_the_committed_reference_is_never_overwritten(bench):
+    bench.notebook("01-first", WRITE_A)
+    bench.parameters(**{"01_first": {"outputs": ["a.txt"]}})
+    with pytest.raises(InputError, match="run 'reference': is committed; choose another one"):
+        bench.reproduce(run="reference")
+
+
 def test_missing_things_are_named(bench):
     bench.notebook("01-first", WRITE_A)
     bench.notebook("02-untagged", WRITE_A, tags=())
