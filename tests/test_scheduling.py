@@ -100,8 +100,8 @@ def test_many_workers_under_constraints_give_a_plan(
 ) -> None:
     clock = count()
     monkeypatch.setattr(scheduling, "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
-    problem = replace(many_workers(7), **constraint)
-    plan = optimize(problem, time_limit_s=4.0).plan
+    problem = replace(many_workers(6), **constraint)
+    plan = optimize(problem, time_limit_s=2.0).plan
     assert plan.root == (problem.root or plan.root)
     assert not problem.samples_stay or plan.workers[problem.data_holder].samples == problem.batch_size
     assert len(active(plan)) <= problem.batch_size
