@@ -289,6 +289,7 @@ def run_jobs(options: argparse.Namespace) -> None:
     content |= {"predicted_s": predicted_s}
     limits = {"timeout_s": 3 * predicted_s + options.timeout, "silence_s": options.timeout}
     files.save(files.parse(Jobs, content | limits, "jobs"), options.output)
+    _note_on_channels(training)
     _print_plan(plan, chain)
     print(f"predicted: {predicted_s * 1e3:.3f} ms per iteration")
     print(f"written: {options.output}; copy it to every machine, and start there:")

@@ -121,7 +121,8 @@ def chain_from_module(module: nn.Module, name: str, sample_shape: tuple[int, int
     its chain would train something else.
     """
     _check_sizes(name, sample_shape, classes)
-    with _refused_by_name(name), random_state(0):  # a forward function may draw random numbers while it is traced
+    # A forward function may draw random numbers while it is traced, and the caller may be in ``no_grad``.
+    with _refused_by_name(name), random_state(0), torch.enable_grad():
         _check_parts(module)
         own = copied(module)
         model = _cut_chain(own, name, sample_shape, classes)

@@ -48,10 +48,10 @@ def check_training(
     """Raise InputError, with the place, unless the layers of a chain train as the module does.
 
     ``layers``: by name, in order; their parameters and buffers have the names that they have in the module. Raw samples
-    have ``sample_shape`` (C, H, W).
+    have ``sample_shape`` (C, H, W). Gradients add up over the probes, on both sides.
     """
-    whole, parts = copied(module).train(), copied(dict(layers))
-    for part in parts.values():
+    whole, parts = copied(module), copied(dict(layers))
+    for part in (whole, *parts.values()):
         part.train()
     wanted_outputs, found_outputs = _record_outputs(whole), _record_outputs(*parts.values())
     labels = torch.arange(SAMPLES) % classes
@@ -146,7 +146,7 @@ def _train_cut(parts: Mapping[str, nn.Module], samples: Tensor, labels: Tensor) 
     tape = []
     x = samples
     for number, (name, part) in enumerate(parts.items()):
-        leaf = x.detach().requires_grad_(number > 0) if number else samples
+        leaf = x.detach().requires_grad_() if number else x  # nobody needs the gradient of raw samples
         x = _run(f"layer {name!r}", part, leaf)
         tape.append((name, leaf, x))
     logits = x.detach().requires_grad_()

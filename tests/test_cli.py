@@ -17,6 +17,7 @@ from hiertrain.options import BATCH_SIZE, memory_limit
 from hiertrain.profile import Profile
 from hiertrain.records import load_record
 from hiertrain.solution import Solution
+from hiertrain.values import InputError
 from tests.conftest import OpenLocal
 
 COST = {"fixed_s": 1e-4, "per_sample_s": 2e-5}
@@ -315,6 +316,23 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
     assert capsys.readouterr().err == "hiertrain: error: time limit in s nan: must be a finite number\n"
 
 
+@pytest.mark.parametrize(("model", "repeats"), [("lenet5", None), ("resnet18", 3)])
+def test_a_model_of_colours_that_gets_grey_samples_is_announced_and_recorded(
+    model: str, repeats: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[dict[str, object]] = []
+
+    def stop(_: str, __: str, parameters: dict[str, object], *___: object) -> None:
+        recorded.append(parameters)
+        raise InputError("enough")
+
+    monkeypatch.setattr("hiertrain.records.recorded", stop)
+    assert main(["train", "--model", model, "--dataset", "digits"]) == 2
+    assert recorded[0].get("channel_repeats") == repeats
+    told = "samples of digits are grey: resnet18 is given their one channel 3 times\n"
+    assert capsys.readouterr().out == ("" if repeats is None else told)
+
+
 def test_all_three_stages_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
@@ -339,6 +357,9 @@ def test_all_three_stages_from_the_command_line(
     assert results["kind"] == "emulated"
     assert f"trained in one process: {results['single_process_accuracy']:.4f}" in printed
     assert results["accuracy"] == pytest.approx(results["single_process_accuracy"], abs=0.01)
+    assert f"model: {tmp_path / 'run' / 'model.safetensors'}" in printed
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert f"test accuracy {results['accuracy']:.4f}" in capsys.readouterr().out
 
     plan = tmp_path / "plan.json"
     parts = {

@@ -57,10 +57,9 @@ class Part(nn.Module):
 class FixedNorm(Net):
     """Fine-tuning with frozen statistics."""
 
-    def train(self, mode: bool = True) -> "FixedNorm":
+    def train(self, mode: bool = True) -> Any:  # without its result, as many repositories have it
         super().train(mode)
         self.get_submodule("norm").eval()
-        return self
 
 
 def without_gradient(net: Any, x: Tensor) -> Tensor:
@@ -158,6 +157,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a frozen value": (lambda: Net(freeze_value), "does not run in training mode: RuntimeError: you can only change"),
     "nothing to train": (lambda: Net(identity).requires_grad_(False), "it cannot be trained: "),
     "float64": (lambda: Net(identity).double(), r"'conv\.weight' must be float32, on the CPU; it is float64 on cpu"),
+    "a scripted part": (
+        lambda: Net(lambda net, x: net.part(x), part=torch.jit.script(nn.ReLU())),
+        "its part 'part' is scripted; give the module that it was made of",
+    ),
     "a lazy part": (
         lambda: Net(lambda net, x: net.part(x), part=nn.LazyConv2d(4, 1)),
         r"parameter 'part\.weight' has no shape yet",
@@ -165,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:.*torch.jit.script.* is deprecated")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_chain_would_train_otherwise_is_refused(case: str, capfd: pytest.CaptureFixture[str]) -> None:
     make, reason = REFUSED[case]
