@@ -6,6 +6,7 @@ itself, so that plans do not wait for PyTorch.
 
 import argparse
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiertrain import files
@@ -125,7 +126,7 @@ def run_train(options: argparse.Namespace) -> None:
     from hiertrain.modelfiles import save_model
     from hiertrain.models import build_model
     from hiertrain.quantization import quantized_layers
-    from hiertrain.records import check_new, new_run, record_path, recorded, save_record
+    from hiertrain.records import recorded, save_record
     from hiertrain.stages import (
         accuracy,
         check_profile,
@@ -150,9 +151,7 @@ def run_train(options: argparse.Namespace) -> None:
     if plan:
         check_training(plan, training, chain, settings)
 
-    for name in ("train", "train.failed") if options.output else ():
-        check_new(record_path(options.output.name, name, options.output.parent), options.force)
-    output = options.output or new_run(RESULTS / "train")
+    output = _folder_of_run(options)
     run_name, root = output.name, output.parent
     parameters = {"training": training.model_dump(exclude={"data_folder"}), "testbed": settings, "execution": execution}
     parameters |= _note_on_channels(training)
@@ -193,6 +192,19 @@ def run_train(options: argparse.Namespace) -> None:
     print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
     learnt = results["accuracy"], results.get("single_process_accuracy")
     print(verdict(plan, kind, times, alone, *learnt))
+
+
+def _folder_of_run(options: argparse.Namespace) -> Path:
+    """The folder that gets record and model. Raises InputError where it has those of an earlier run."""
+    from hiertrain.modelfiles import weights_path
+    from hiertrain.records import check_new, new_run, record_path
+
+    if not options.output:
+        return new_run(RESULTS / "train")
+    records = [record_path(options.output.name, name, options.output.parent) for name in ("train", "train.failed")]
+    for path in (*records, weights_path(options.output)):
+        check_new(path, options.force)
+    return options.output
 
 
 def _note_on_channels(training: Training) -> dict[str, int]:

@@ -288,6 +288,7 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
 ) -> None:
     monkeypatch.setattr("hiertrain.commands.open_testbed", lambda _: pytest.fail("a testbed was opened"))
     files.write_text(folder / "earlier" / "records" / "train.json", "{}")
+    files.write_text(folder / "by-hand" / "model.safetensors", "")
     for options, message in (
         (["--dataset", "nothing"], "nothing"),
         (["--model", "lenet6"], "lenet5"),
@@ -296,6 +297,7 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
         (["--seed", "-1"], "model: seed: .*got -1"),
         (["--iterations", "0"], "training: iterations: .*got 0"),
         (["--output", "/dev/null/run"], r"/dev/null/run/records/train\.failed\.json: cannot be written"),
+        (["--output", str(folder / "by-hand")], "model.safetensors: is of an earlier run; --force replaces it"),
         (["--output", str(folder / "earlier")], "train.json: is of an earlier run; --force replaces it, another"),
         (["--iterations", "9" * 12], "iterations: must be at most 1000000000"),
         (["--learning-rate", "inf"], "learning_rate: must be a finite number, got inf"),
