@@ -101,7 +101,7 @@ def test_settings_are_checked() -> None:
         ("folder", "a\0b"),
     ):
         with pytest.raises(ValueError, match=rf"{field} .*: must be (letters, digits|a path)"):
-            one_worker(**{field: value})
+            one_worker(**{"timeout_s": 8.0, field: value})
     for address in ("pi.local", "0.0.0.0", "10.0.0"):
         with pytest.raises(ValueError, match=f"address '{address}': must be an IPv4 address"):
             SshWorker(host="pi", address=address, interface="eth0")
