@@ -6,6 +6,7 @@ the address where the group meets come from torchrun's environment, all else fro
 
 import argparse
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from hiertrain.models import build_model
 from hiertrain.runtime import unpack_weights
 from hiertrain.stages import accuracy, estimate_statistics
 from hiertrain.training import keep_iteration
-from hiertrain.values import InputError
+from hiertrain.values import MOST_WORKERS, InputError, shown
 from hiertrain.worker import Pulse, in_one_line, train
 
 BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the environment
@@ -38,6 +39,7 @@ class _Folder:
         files.check_output(self._report)
         self._done: list[Iteration] = []
         self._clock: list[ClockReading] = []
+        self.reported = False
         self._starter = os.getppid()
         # Of the root, for the names of its weights; built now, since nobody waits for this worker yet.
         self._model = build_model(**dict(jobs.training.model)) if name == jobs.plan.root else None
@@ -69,12 +71,16 @@ class _Folder:
             iterations=tuple(self._done),
             clock=tuple(self._clock),
         )
-        files.save(report, self._report)
+        try:
+            files.save(report, self._report)
+            self.reported, where = True, f"written: {self._report}"
+        except InputError as failure:
+            where = f"no report: {failure}"
         self._bar.close()
         times_s = [iteration.ended_s - iteration.started_s for iteration in self._done]
         predicted = f"predicted: {self._jobs.predicted_s * 1e3:.2f} ms"
         typical = f", {median(times_s) * 1e3:.2f} ms each (measured, median; {predicted})" if times_s else ""
-        return f"worker {self._name}: {len(times_s)} iterations{typical}; written: {self._report}"
+        return f"worker {self._name}: {len(times_s)} iterations{typical}; {where}"
 
     def finish_model(self) -> str | None:
         """What there is to say about the trained model, at the root; with its test accuracy where the data are here."""
@@ -133,7 +139,7 @@ def train_by_hand(path: Path, folder: Path) -> int:
         sys.stderr.write(f"hiertrain: error: {error}\n")
         return 1
     sys.stdout.write(f"{about_model}\n" if about_model else "")
-    return 0
+    return 0 if answers.reported else 1
 
 
 def _own_job(path: Path) -> tuple[str, TrainJob, Jobs]:
@@ -144,15 +150,24 @@ def _own_job(path: Path) -> tuple[str, TrainJob, Jobs]:
     ):
         if lacking := [variable for variable in variables if not os.environ.get(variable)]:
             raise InputError(f"environment: {lacking[0]} is not set; {rule}")
-    rank, size, address, port = (os.environ[variable] for variable in BY_TORCHRUN)
     jobs = files.load(Jobs, path)
-    if int(size) != len(jobs.workers):
+    size, port = _number("WORLD_SIZE", 1, MOST_WORKERS), _number("MASTER_PORT", 1, 65535)
+    rank = _number("RANK", 0, size - 1)
+    if size != len(jobs.workers):
         raise InputError(
             f"{path}: has {len(jobs.workers)} workers ({', '.join(jobs.workers)}), torchrun starts {size}; "
             f"they must be as many: --nnodes={len(jobs.workers)} --nproc-per-node=1"
         )
-    name = list(jobs.workers)[int(rank)]
-    return name, jobs.job(name, address, int(port)), jobs
+    name = list(jobs.workers)[rank]
+    return name, jobs.job(name, os.environ["MASTER_ADDR"], port), jobs
+
+
+def _number(variable: str, least: int, most: int) -> int:
+    """What torchrun's environment says. Raises InputError unless it is a whole number in these bounds."""
+    text = os.environ[variable]
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+        raise InputError(f"environment: {variable} {shown(text)}: must be a whole number from {least} to {most}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from hiertrain.runtime import pack_weights
 from hiertrain.stages import accuracy
 from hiertrain.testbeds.local import LOOPBACK
 from hiertrain.training import TrainingRun
+from hiertrain.values import InputError
 from hiertrain.worker import Pulse, train
 
 WORKERS = ("device", "edge", "cloud")
@@ -219,6 +220,17 @@ def test_a_worker_without_torchrun_reports_and_ends_though_nobody_reads_what_it_
     )
 
 
+def test_a_report_that_cannot_be_written_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise InputError("device.json: cannot be written: No space left on device")
+
+    assert write_jobs(folder, "star") == 0
+    answers = _Folder("device", files.load(Jobs, folder / "jobs.json"), folder)
+    monkeypatch.setattr("hiertrain.byhand.files.save", full)
+    assert answers.close(None).endswith("; no report: device.json: cannot be written: No space left on device")
+    assert not answers.reported
+
+
 def test_an_accelerator_is_ready_before_the_group_meets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert write_jobs(folder, "alone") == 0
     job = files.load(Jobs, folder / "jobs.json").job("device", "127.0.0.1", 1)
@@ -247,10 +259,19 @@ def test_an_accelerator_is_ready_before_the_group_meets(folder: Path, monkeypatc
     ("changes", "message"),
     [
         ({}, r"jobs.json: has 3 workers \(device, edge, cloud\), torchrun starts 1; they .* --nnodes=3"),
+        ({"RANK": "x"}, "environment: RANK 'x': must be a whole number from 0 to 0"),
+        ({"RANK": "-1"}, "environment: RANK '-1': must be a whole number from 0 to 0"),
+        ({"RANK": "7", "WORLD_SIZE": "3"}, "environment: RANK '7': must be a whole number from 0 to 2"),
+        ({"WORLD_SIZE": "0"}, "environment: WORLD_SIZE '0': must be a whole number from 1 to "),
+        ({"MASTER_PORT": "0"}, "environment: MASTER_PORT '0': must be a whole number from 1 to 65535"),
+        ({"MASTER_PORT": "9" * 9}, "environment: MASTER_PORT '999999999': must be a whole number from 1 to 65535"),
         ({"RANK": ""}, "environment: RANK is not set; start the worker by torchrun"),
         ({"GLOO_SOCKET_IFNAME": ""}, "environment: GLOO_SOCKET_IFNAME is not set; must name the network interface"),
     ],
-    ids=["wrong count", "no torchrun", "no interface"],
+    ids=[
+        *("wrong count", "no rank", "rank below 0", "rank too high", "no workers", "no port", "port too high"),
+        *("no torchrun", "no interface"),
+    ],
 )
 def test_a_start_that_does_not_fit_is_refused_in_one_line(
     folder: Path,
