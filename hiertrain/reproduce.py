@@ -75,6 +75,7 @@ def reproduce(
         raise InputError("run 'reference': is committed; choose another one, which `hiertrain publish` makes it")
     for name in only or ():
         check_known(f"{parameter_file}: notebook", name, [job.name for job in jobs])
+    files.check_output(jobs[0].path(".ipynb"))
     base = _digest_of_sources(notebooks)
     outcomes: list[Outcome] = []
     begin = time.perf_counter()
@@ -135,7 +136,6 @@ def _bring_up_to_date(job: Job, fingerprint: str, force: bool, bar: tqdm) -> Out
     # Should this execution fail, nothing says that the notebook succeeded.
     for success in (job.path(".json"), job.path(".ipynb"), job.folder / "report.html"):
         success.unlink(missing_ok=True)
-    job.path(".ipynb").parent.mkdir(parents=True, exist_ok=True)
     bar.set_description(job.name)
     before = {output: _version(job.folder / output) for output in job.outputs}
     try:

@@ -278,11 +278,14 @@ def test_a_variant_says_only_what_is_different(bench):
         prepare(nested, notebooks=bench.notebooks, results=bench.results)
 
 
-def test_the_committed_reference_is_never_overwritten(bench):
+def test_the_committed_reference_and_what_cannot_be_written_are_refused_before_any_work(bench):
     bench.notebook("01-first", WRITE_A)
     bench.parameters(**{"01_first": {"outputs": ["a.txt"]}})
     with pytest.raises(InputError, match="run 'reference': is committed; choose another one"):
         bench.reproduce(run="reference")
+    bench.results.touch()
+    with pytest.raises(InputError, match=r"try/notebooks/01-first.ipynb: cannot be written: Not a directory"):
+        bench.reproduce()
 
 
 def test_missing_things_are_named(bench):
