@@ -27,6 +27,11 @@ OpenLocal = Callable[[LocalSettings], AbstractContextManager[Testbed]]
 FREE = LocalSettings(data_holder="device", workers=dict.fromkeys(("device", "edge", "cloud"), WorkerSettings()))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What takes half an hour is asked for."""
+    parser.addoption("--all-notebooks", action="store_true", help="run every notebook in a browser, not only two")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests of network namespaces where there can be none; the reason says what is missing."""
     if missing := netns.missing():
