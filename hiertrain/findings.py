@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from hiertrain.alarms import LATE
 from hiertrain.figures.speedups import STATED_SPEEDUP
 
 Verdict = Literal["holds", "fails", "open", "not in this grid"]
@@ -29,7 +30,6 @@ FULLY_CONNECTED = r"fc\d*$|classifier|heads"
 PART = re.compile(r"(\S+) 1\.\.(\d+) x \d+(?: to (\S+))?")  # of a plan in words: worker, depth, parent
 # The models that the paper is recalled to use.
 PAPER_MODELS = ("lenet5", "alexnet-cifar", "alexnet")
-LATE = 0.01  # share of the time by which paced actions may come too late, so that times are still the hosts'
 NOTHING_TO_COMPARE = "no setting of this run has hiertrain and a policy to compare it with"
 ONLY_PREDICTED = "only predicted here: 06-speedups was told to execute nothing"
 TOO_SLOW = "only predicted here: the plans that it is about are too slow to be executed"

@@ -5,9 +5,11 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from hiertrain.alarms import misfits, repetitions, spreads
 from hiertrain.families import family_plans
 from hiertrain.jobs import ModelSettings, Training
 from hiertrain.plan import Problem
@@ -73,7 +75,8 @@ def compare_plans(
     """Measure links, then train by one plan of every family and by the optimum, for ``plan_s`` each.
 
     Plans that are predicted to take longer than ``slowest_s`` per iteration are listed, not executed. The tables:
-    plans and actions (``prediction_table``, ``action_table``), and the optimum's timeline, predicted and real.
+    plans and actions (``prediction_table``, ``action_table``), and the optimum's timeline, predicted and real; the
+    alarms: of the links, of the profile, and of a plan that was executed twice, since the optimum may be of a family.
     Raises WorkerError, and InputError also where even the optimum is too slow: there is nothing to compare then.
     """
     network = measure_links(testbed)
@@ -94,6 +97,7 @@ def compare_plans(
             update = {"iterations": iterations, "snapshot_every": iterations}
             runs[name] = train(testbed, problem, plans[name], training.model_copy(update=update))
     kind, best = kind_of_times(testbed.settings), runs["optimum"]
+    same_s = [float(np.median(run.iteration_s[1:])) for run in runs.values() if run.plan == best.plan]
     spans = [
         timeline_table(predicted["optimum"], "predicted"),
         timeline_table(best.timeline(best.typical), kind),
@@ -104,6 +108,11 @@ def compare_plans(
         "plans": prediction_table(runs, predicted),
         "actions": action_table(runs, predicted),
         "timeline": pd.concat(spans),
+        "alarms": [
+            *spreads(network),
+            *misfits(profile, [run.plan for run in runs.values()]),
+            *repetitions({"optimum": same_s}),
+        ],
         "too_slow": {name: predicted[name].makespan_s for name in plans if name not in runs},
         "clock_error_s": max(run.clock_error_s for run in runs.values()),
     }

@@ -16,7 +16,9 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hiertrain import files
+from hiertrain.alarms import Alarm, loaded
 from hiertrain.figures import VERDICT_COLOURS, load_caption
+from hiertrain.records import Record
 from hiertrain.reproduce import NotebookRecord
 from hiertrain.values import InputError
 
@@ -91,6 +93,7 @@ def write_report(folder: Path, notebooks: Sequence[str], command: str) -> Path:
         command=command,
         colours={_class(verdict): colour for verdict, colour in VERDICT_COLOURS.items()},
         claims=_claims(folder) if any(CLAIMS in record.outputs for record in records.values()) else None,
+        alarms=[(name, alarm) for name, record in records.items() for alarm in _alarms(folder, name, record)],
         environment=_environment(records),
         records=records,
         total_s=sum(record.seconds for record in records.values()),
@@ -105,6 +108,13 @@ def _check_present(folder: Path, outputs: Sequence[str], command: str) -> None:
     for output in outputs:
         if not (folder / output).is_file():
             raise InputError(f"{folder / output}: is missing; this brings it back: {command}")
+
+
+def _alarms(folder: Path, name: str, record: NotebookRecord) -> list[Alarm]:
+    """What a notebook kept in its own record. Raises InputError for a record that is none."""
+    path = f"records/{name}.json"
+    content = files.load(Record, folder / path).results.get("alarms") if path in record.outputs else None
+    return loaded(content) if isinstance(content, list) else []
 
 
 def _section(folder: Path, name: str, outputs: Sequence[str]) -> Section:

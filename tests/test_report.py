@@ -20,9 +20,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hiertrain import files
+from hiertrain.alarms import lateness, misses
 from hiertrain.claims import Claim
 from hiertrain.figures import VERDICT_COLOURS, load_caption
-from hiertrain.records import Environment
+from hiertrain.records import Environment, save_record
 from hiertrain.report import LONGEST_TABLE, MOST_COLUMNS, SUMMARY, write_report
 from hiertrain.reproduce import NotebookRecord
 from hiertrain.values import InputError
@@ -218,6 +219,22 @@ def test_the_columns_of_the_claims_are_those_that_are_shown(folder):
         write_report(folder, ORDER, COMMAND)
 
 
+def test_warnings_are_counted_on_the_first_screen_and_listed_with_what_to_do(folder):
+    assert "#warnings" not in report_of(folder).source
+    found = [*lateness({"a <plan>": 0.25}), *misses({"another": (1.0, 4.0)})]
+    save_record("try", "02-second", {}, {"alarms": found}, folder.parent)
+    add_notebook(folder, "02-second", ["records/02-second.json"])
+    page = report_of(folder)
+    first = " ".join(page.source.partition("<nav>")[0].split())
+    assert "<strong>2 warnings</strong>" in first
+    assert 'href="#warnings"' in first
+    cells = page.texts("td")
+    for alarm in found:
+        assert alarm.what in cells
+        assert alarm.advice in cells
+    assert page.attributes("href").count("#notebook-02-second") == 3  # twice in the table
+
+
 def test_without_a_notebook_that_makes_claims_there_are_none(folder):
     page = report_of(folder, ["01-first"])
     assert page.texts("h2") == ["Environment and time", "01-first in full"]
@@ -272,7 +289,7 @@ def test_the_page_needs_nothing_else(folder):
     assert all(source.startswith("data:image/png;base64,") for source in page.attributes("src"))
     identifiers = page.attributes("id")
     assert len(set(identifiers)) == len(identifiers)
-    assert [f"#{identifier}" for identifier in identifiers] == page.attributes("href")
+    assert [f"#{identifier}" for identifier in identifiers] == list(dict.fromkeys(page.attributes("href")))
     assert not any(name.startswith("on") for element in page.elements for name in element.attributes)
     assert not re.search(r"url\(|@import|https?:", page.source)
 
