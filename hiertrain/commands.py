@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiertrain import files
-from hiertrain.baselines import single_worker_plans
+from hiertrain.alarms import crowding, misfits, of_run, show, spreads
+from hiertrain.baselines import single_worker_plan, single_worker_plans
 from hiertrain.chain import Chain
 from hiertrain.cost import iteration_s
 from hiertrain.jobs import Jobs, Machine, ModelSettings, Training
@@ -31,9 +32,9 @@ from hiertrain.plan import Plan, Problem
 from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, dry_run, simulate
 from hiertrain.solution import Solution
-from hiertrain.summary import Times, plan_lines, verdict
+from hiertrain.summary import Times, plan_lines, times_line, verdict
 from hiertrain.testbeds import find_testbed, open_testbed
-from hiertrain.testbeds.settings import LocalSettings, WorkerSettings, kind_of_times
+from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
 from hiertrain.values import InputError
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def run_profile(options: argparse.Namespace) -> None:
         )
         for reason in worker.measurement.skipped if worker.measurement else ():
             print(f"  {name:10} not measured at {reason}")
+    names = tuple(profile.workers)
+    show(misfits(profile, (single_worker_plan(profile.chain, names, name, BATCH_SIZE, name) for name in names)))
     print(f"written: {options.output}")
 
 
@@ -89,7 +92,12 @@ def run_links(options: argparse.Namespace) -> None:
     files.save(network, options.output)
     print(f"links ({kind}):")
     for link in network.links:
-        print(f"  {link.source:>8} -> {link.target:8} {link.bandwidth_mbps:9.2f} Mbit/s {link.latency_ms:8.2f} ms")
+        spread = link.measurement
+        print(
+            f"  {link.source:>8} -> {link.target:8} {link.bandwidth_mbps:9.2f} Mbit/s {link.latency_ms:8.2f} ms"
+            + (f"   spread {spread.bandwidth_spread_mbps:8.2f} and {spread.latency_spread_ms:6.2f}" if spread else "")
+        )
+    show(spreads(network))
     print(f"written: {options.output}")
 
 
@@ -100,6 +108,7 @@ def run_optimize(options: argparse.Namespace) -> None:
         files.check_output(options.output)
     execution = EXECUTIONS[options.execution]
     solution = _search(options, search_problem(options, profile, network, options.data_holder, execution))
+    show([*misfits(profile, [solution.plan]), *spreads(network)])
     if options.output:
         files.save(solution, options.output)
         print(f"written: {options.output}")
@@ -116,12 +125,11 @@ def run_predict(options: argparse.Namespace) -> None:
     for span in sorted(timeline.spans, key=lambda span: (span.start_s, span.end_s)):
         print(f"  {span.start_s * 1e3:10.3f} .. {span.end_s * 1e3:10.3f} ms  {span.worker:10} {span.action}")
     print(f"predicted: {iteration_s(problem, plan) * 1e3:.3f} ms per iteration")
+    show([*misfits(profile, [plan]), *spreads(network)])
 
 
 def run_train(options: argparse.Namespace) -> None:
     """Stage 3: train by a plan, and on one process for comparison; write a record."""
-    import numpy as np
-
     from hiertrain.datasets import load_dataset
     from hiertrain.modelfiles import save_model
     from hiertrain.models import build_model
@@ -153,22 +161,24 @@ def run_train(options: argparse.Namespace) -> None:
 
     output = _folder_of_run(options)
     run_name, root = output.name, output.parent
-    parameters = {"training": training.model_dump(exclude={"data_folder"}), "testbed": settings, "execution": execution}
-    parameters |= _note_on_channels(training)
+    parameters = {
+        "training": training.model_dump(exclude={"data_folder"}),
+        "testbed": settings,
+        "execution": execution,
+        **_note_on_channels(training),
+    }
     with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)
         problem = search_problem(options, profile, network, settings.data_holder, execution, plan)
         plan = plan or _search(options, problem).plan
+        foreseen = [*crowding(settings, plan.participants), *misfits(profile, [plan]), *spreads(network)]
+        show(foreseen)
         run = train(testbed, problem, plan, training)
         alone = _train_alone(testbed, problem, plan, training)
     kind = kind_of_times(settings)
     times = Times(iteration_s(problem, plan), statistics.median(run.iteration_s))
-    low_s, high_s = np.quantile(run.iteration_s, [0.25, 0.75])
-    print(
-        f"{kind}: {times.observed_s * 1e3:.2f} ms per iteration (quartiles {low_s * 1e3:.2f} and {high_s * 1e3:.2f} "
-        f"over {training.iterations}); predicted: {times.predicted_s * 1e3:.2f} ms"
-    )
+    print(times_line(kind, times, run.iteration_s))
     results = {
         "kind": kind,
         "predicted_iteration_s": times.predicted_s,
@@ -189,9 +199,11 @@ def run_train(options: argparse.Namespace) -> None:
     if inexact_layers:
         print(f"not exact by nature, because of {'; '.join(inexact_layers)}")
     parameters |= {"plan": plan, "network": network, "inexact_layers": inexact_layers}
+    seen = of_run(run.late_share, {"the plan": times, **alone}, [*_earlier_s(root, plan, settings), times.observed_s])
+    show(seen)
+    results["alarms"] = foreseen + seen
     print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
-    learnt = results["accuracy"], results.get("single_process_accuracy")
-    print(verdict(plan, kind, times, alone, *learnt))
+    print(verdict(plan, kind, times, alone, results["accuracy"], results.get("single_process_accuracy")))
 
 
 def _folder_of_run(options: argparse.Namespace) -> Path:
@@ -216,6 +228,15 @@ def _note_on_channels(training: Training) -> dict[str, int]:
         return {}
     print(f"samples of {training.dataset} are grey: {training.model.name} is given their one channel {repeats} times")
     return {"channel_repeats": repeats}
+
+
+def _earlier_s(root: Path, plan: Plan, settings: AnySettings) -> list[float]:
+    """The median times per iteration of other runs there, by the same plan on the same testbed."""
+    from hiertrain.records import same_runs
+
+    return [
+        statistics.median(one["iteration_s"]) for one in same_runs("train", {"plan": plan, "testbed": settings}, root)
+    ]
 
 
 def _results_of_one_process(training: Training, dataset: "Dataset", run: "TrainingRun") -> dict[str, float]:

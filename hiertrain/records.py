@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -147,6 +148,21 @@ def recall(run: str, name: str, parameters: Mapping[str, object], root: Path = R
     then = record.environment
     same = record.parameters == _json(parameters, str(path)) and then.source == _source_digest()
     return record.results if same and (then.versions, then.cpu) == (package_versions(), _cpu_model()) else None
+
+
+def same_runs(name: str, parameters: Mapping[str, object], root: Path) -> list[dict[str, Any]]:
+    """The results of the record ``name`` of every run under ``root`` with these among its parameters."""
+    wanted = _json(parameters, f"record {name}")
+    assert isinstance(wanted, dict)
+    found = []
+    for path in sorted(root.glob(f"*/records/{name}.json")):
+        try:
+            record = files.load(Record, path)
+        except InputError:  # one of another version of the workbench
+            continue
+        if all(record.parameters.get(key) == value for key, value in wanted.items()):
+            found.append(record.results)
+    return found
 
 
 def load_record(run: str, name: str, root: Path = RESULTS) -> Record:

@@ -1,7 +1,9 @@
 """Plans and runs in a few lines, as the command line prints them. Pure; times in seconds, accuracies as fractions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from hiertrain.chain import Chain
 from hiertrain.plan import Plan
@@ -26,6 +28,15 @@ class Times(NamedTuple):
 
     predicted_s: float
     observed_s: float  # measured or emulated; the median
+
+
+def times_line(kind: Literal["measured", "emulated"], times: Times, iteration_s: Sequence[float]) -> str:
+    """A run's time per iteration, with the quartiles over its iterations, and what was predicted."""
+    low_s, high_s = np.quantile(iteration_s, [0.25, 0.75])
+    return (
+        f"{kind}: {times.observed_s * 1e3:.2f} ms per iteration (quartiles {low_s * 1e3:.2f} and {high_s * 1e3:.2f} "
+        f"over {len(iteration_s)}); predicted: {times.predicted_s * 1e3:.2f} ms"
+    )
 
 
 def verdict(

@@ -11,6 +11,7 @@ from typing import IO
 import pytest
 
 from hiertrain import files
+from hiertrain.alarms import loaded
 from hiertrain.cli import main
 from hiertrain.network import Network
 from hiertrain.options import BATCH_SIZE, memory_limit
@@ -339,6 +340,9 @@ def test_all_three_stages_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
     monkeypatch.setattr("hiertrain.commands.open_testbed", open_local)
+    monkeypatch.setattr("hiertrain.commands.ALONE_S", 0.1)
+    monkeypatch.setattr("hiertrain.alarms.LATE", -1.0)  # always too late
+    monkeypatch.setattr("hiertrain.alarms.RATE_SPREAD", -1.0)
     testbed = tmp_path / "testbed.yml"
     testbed.write_text(
         "kind: local\ndata_holder: device\nworkers: {device: {slowdown: 4}, edge: {slowdown: 2}}\nlinks:\n"
@@ -349,13 +353,18 @@ def test_all_three_stages_from_the_command_line(
     profile, network = tmp_path / "profile.json", tmp_path / "network.json"
     assert main(["profile", *options, "--model", "lenet5", "--dataset", "digits", "--output", str(profile)]) == 0
     assert main(["links", *options, "--output", str(network)]) == 0
+    assert "warning: a link's bandwidth spreads by" in capsys.readouterr().err
     assert set(files.load(Profile, profile).workers) == {"device", "edge"}
     assert len(files.load(Network, network).links) == 2
     run = ["--batch-size", "32", "--iterations", "20", "--output", str(tmp_path / "run")]
     files_given = ["--profile", str(profile), "--network", str(network)]
     assert main(["train", *options, "--dataset", "digits", *files_given, *run]) == 0
-    printed = capsys.readouterr().out
+    printed, warned = capsys.readouterr()
     results = load_record("run", "train", tmp_path).results
+    assert isinstance(results["alarms"], list)
+    kept = [str(alarm) for alarm in loaded(results["alarms"])]
+    assert [line for line in warned.splitlines() if line.startswith("warning: ")] == kept
+    assert any("paced actions came too late" in text for text in kept)
     assert results["kind"] == "emulated"
     assert f"trained in one process: {results['single_process_accuracy']:.4f}" in printed
     assert results["accuracy"] == pytest.approx(results["single_process_accuracy"], abs=0.01)
@@ -373,7 +382,12 @@ def test_all_three_stages_from_the_command_line(
     assert main(["train", *options, "--dataset", "digits", *files_given, *run]) == 0
     record = load_record("run", "train", tmp_path)
     assert record.parameters["inexact_layers"] == ["pool1: 8-bit activations"]
-    assert "not exact by nature, because of pool1: 8-bit activations" in capsys.readouterr().out
+    printed, warned = capsys.readouterr()
+    assert "not exact by nature, because of pool1: 8-bit activations" in printed
+    assert "runs of the same plan" not in warned  # the earlier one was of another plan
+    monkeypatch.setattr("hiertrain.alarms.REPEAT", 0.0)  # any other run is too far off
+    assert main(["train", *options, "--dataset", "digits", *files_given, *run, "--no-reference"]) == 0
+    assert "warning: runs of the same plan differ by" in capsys.readouterr().err
     difference = record.results["largest_loss_difference"]
     assert isinstance(difference, float)
     assert 1e-5 < difference < 0.1
