@@ -32,7 +32,7 @@ from hiertrain.plan import Plan, Problem
 from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, dry_run, simulate
 from hiertrain.solution import Solution
-from hiertrain.summary import Times, plan_lines, times_line, verdict
+from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
 from hiertrain.values import InputError
@@ -92,11 +92,7 @@ def run_links(options: argparse.Namespace) -> None:
     files.save(network, options.output)
     print(f"links ({kind}):")
     for link in network.links:
-        spread = link.measurement
-        print(
-            f"  {link.source:>8} -> {link.target:8} {link.bandwidth_mbps:9.2f} Mbit/s {link.latency_ms:8.2f} ms"
-            + (f"   spread {spread.bandwidth_spread_mbps:8.2f} and {spread.latency_spread_ms:6.2f}" if spread else "")
-        )
+        print(link_line(link))
     show(spreads(network))
     print(f"written: {options.output}")
 

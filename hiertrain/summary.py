@@ -1,4 +1,4 @@
-"""Plans and runs in a few lines, as the command line prints them. Pure; times in seconds, accuracies as fractions."""
+"""Links, plans and runs as lines of the command line. Pure; times in seconds, accuracies as fractions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from hiertrain.chain import Chain
+from hiertrain.network import Link
 from hiertrain.plan import Plan
 
 
@@ -21,6 +22,15 @@ def plan_lines(plan: Plan, chain: Chain) -> list[str]:
             work = f"{layers}, {part.samples} samples, {role}"
         lines.append(f"  {name:10} {work}")
     return lines
+
+
+def link_line(link: Link) -> str:
+    """Bandwidth and latency of one direction, and by how much their measurements spread."""
+    line = f"  {link.source:>8} -> {link.target:8} {link.bandwidth_mbps:9.2f} Mbit/s {link.latency_ms:8.2f} ms"
+    if link.measurement is None:
+        return line
+    rate_mbps, latency_ms = link.measurement.bandwidth_spread_mbps, link.measurement.latency_spread_ms
+    return f"{line}   spread {rate_mbps:8.2f} Mbit/s {latency_ms:6.2f} ms"
 
 
 class Times(NamedTuple):

@@ -168,3 +168,12 @@ def test_a_result_is_computed_once_for_the_same_parameters(tmp_path):
         for _ in range(2):
             remembered("try", "point", {"value": 2.0}, lambda: compute(2.0), tmp_path)
         assert calls == [2.0], old
+
+
+def test_other_runs_of_the_same_parameters_are_found(tmp_path: Path) -> None:
+    save_record("one", "train", {"plan": {"depth": 1}, "seed": 0}, {"number": 1}, tmp_path)
+    save_record("two", "train", {"plan": {"depth": 1}, "seed": 1}, {"number": 2}, tmp_path)
+    save_record("three", "train", {"plan": {"depth": 2}}, {"number": 3}, tmp_path)
+    files.write_text(tmp_path / "broken" / "records" / "train.json", "{}")
+    assert records.same_runs("train", {"plan": {"depth": 1}}, tmp_path) == [{"number": 1}, {"number": 2}]
+    assert records.same_runs("train", {"plan": {"depth": 1}}, tmp_path / "nowhere") == []

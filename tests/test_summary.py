@@ -3,9 +3,10 @@
 import pytest
 
 from hiertrain.chain import Chain
+from hiertrain.network import Link, LinkMeasurement
 from hiertrain.plan import Assignment, Plan
 from hiertrain.profile import Profile
-from hiertrain.summary import Times, plan_lines, verdict
+from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from tests.test_cli import PROFILE
 
 CHAIN: Chain = Profile.model_validate(PROFILE).chain  # conv1, fc1, loss
@@ -56,4 +57,18 @@ def test_the_verdict_compares_with_the_best_single_machine_that_was_seen(alone: 
 def test_the_verdict_on_a_plan_of_one_worker_claims_nothing() -> None:
     assert verdict(ONE, "measured", Times(0.1, 0.1), {}, 0.5, None) == (
         "verdict: one machine is best here, edge; to divide the work would gain nothing; accuracy 50.0%"
+    )
+
+
+def test_a_link_shows_how_well_it_is_known() -> None:
+    link = Link(source="device", target="edge", bandwidth_mbps=20, latency_ms=0.25)
+    assert link_line(link).split() == ["device", "->", "edge", "20.00", "Mbit/s", "0.25", "ms"]
+    spread = LinkMeasurement(repetitions=5, message_bytes=9, bandwidth_spread_mbps=1.5, latency_spread_ms=2.5)
+    known = link_line(link.model_copy(update={"measurement": spread}))
+    assert known.endswith("   spread     1.50 Mbit/s   2.50 ms")
+
+
+def test_a_time_per_iteration_has_quartiles() -> None:
+    assert times_line("measured", Times(0.01, 0.02), [0.01, 0.02, 0.03]) == (
+        "measured: 20.00 ms per iteration (quartiles 15.00 and 25.00 over 3); predicted: 10.00 ms"
     )
