@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from hiertrain.cost import iteration_s
 from hiertrain.jobs import Rival, Training
 from hiertrain.plan import Assignment, Plan, Problem
 from hiertrain.stages import train, train_as_rival
@@ -18,6 +19,7 @@ from hiertrain.training import TrainingRun
 from hiertrain.values import InputError
 
 OURS = "plan"  # by the name of a rival, what it is compared with
+AS_USERS_RUN_IT = "plain, memory not kept"  # the same loop in a process as a shell starts it: see the module ``memory``
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,25 @@ def races(problem: Problem, training: Training, cuts: Sequence[int]) -> list[Rac
     ]
 
 
-def run_block(testbed: Testbed, race: Race, warm_up: int) -> pd.DataFrame:
+def run_block(testbed: Testbed, race: Race, warm_up: int, unkept: Testbed | None = None) -> pd.DataFrame:
     """Train by the plan, then by each rival: one row per program. Raises InputError, WorkerError.
+
+    The plain loop is run once more on ``unkept``, a testbed without kept memory, where it is given.
 
     ``iteration_ms``: the time that the iterations after the first ``warm_up`` took together, with all that is between
     them, divided by their number. ``median_ms``: of the times between the ends of two iterations.
     ``loss_difference``: the largest of a mini-batch's loss to the plan's, over the first ``warm_up``, because training
     magnifies what rounding makes different.
+    ``predicted_ms``: what the cost model says of the plan; none of a rival.
     """
     if not 1 <= warm_up < race.training.iterations:
         raise InputError(f"{warm_up} iterations to warm up: must be from 1 to below {race.training.iterations}")
     runs = {OURS: train(testbed, race.problem, race.plan, race.training)}
     for rival in race.rivals:
         runs[rival] = train_as_rival(testbed, race.plan, race.training, rival)
+    if unkept and "plain" in race.rivals:
+        runs[AS_USERS_RUN_IT] = train_as_rival(unkept, race.plan, race.training, "plain")
+    predicted_ms = iteration_s(race.problem, race.plan) * 1e3
     return pd.DataFrame(
         {
             "model": race.training.model.name,
@@ -85,6 +93,7 @@ def run_block(testbed: Testbed, race: Race, warm_up: int) -> pd.DataFrame:
             "program": program,
             "iteration_ms": float(np.mean(between_ends_ms(run, warm_up))),
             "median_ms": float(np.median(between_ends_ms(run, warm_up))),
+            "predicted_ms": predicted_ms if program == OURS else np.nan,
             "loss_difference": float(np.abs(np.subtract(run.losses[:warm_up], runs[OURS].losses[:warm_up])).max()),
         }
         for program, run in runs.items()
@@ -94,6 +103,19 @@ def run_block(testbed: Testbed, race: Race, warm_up: int) -> pd.DataFrame:
 def between_ends_ms(run: TrainingRun, warm_up: int) -> np.ndarray:
     """The time from the end of each iteration to the end of the next, after ``warm_up``; shape (I - warm_up,)."""
     return np.diff(run.elapsed_s)[warm_up - 1 :] * 1e3
+
+
+def unpaced_table(blocks: pd.DataFrame) -> pd.DataFrame:
+    """One row per plan: predicted and measured (the median over the blocks), and how many times the prediction it took.
+
+    Nothing is paced, so that several workers on fewer cores share them, which the cost model does not know.
+    ``blocks``: rows of ``run_block``.
+    """
+    plans = blocks[blocks["program"] == OURS]
+    keys = ["model", "batch_size", "comparison"]
+    table = plans.groupby(keys, sort=False)[["predicted_ms", "iteration_ms"]].median()
+    table["times_predicted"] = table["iteration_ms"] / table["predicted_ms"]
+    return table.reset_index()
 
 
 def ratio_table(blocks: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hiertrain.benchmarks import OURS, Race, between_ends_ms, races, ratio_table, run_block
+from hiertrain.benchmarks import (
+    AS_USERS_RUN_IT,
+    OURS,
+    Race,
+    between_ends_ms,
+    races,
+    ratio_table,
+    run_block,
+    unpaced_table,
+)
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Iteration
 from hiertrain.models import build_model
@@ -46,6 +55,18 @@ def test_a_block_trains_the_same_by_every_program(testbed: Testbed) -> None:
     assert block["loss_difference"].max() < 1e-6
     assert (block[["iteration_ms", "median_ms"]] > 0).all(axis=None)
     assert list(ratio_table(block.assign(block=0))["rival"]) == ["plain", "ddp", "ddp-scatter", "pipelining"]
+    unpaced = unpaced_table(block)
+    assert list(unpaced["comparison"]) == ["one worker", "data-parallel", "layer split"]
+    assert (unpaced["times_predicted"] * unpaced["predicted_ms"]).tolist() == pytest.approx(
+        block.loc[block["program"] == OURS, "iteration_ms"].tolist()
+    )
+
+
+def test_the_plain_loop_is_run_as_users_do_too(testbed: Testbed) -> None:
+    (single, *_) = lenet_races(12, (3, 6))
+    block = run_block(testbed, single, 2, unkept=testbed)
+    assert list(block["program"]) == [OURS, "plain", AS_USERS_RUN_IT]
+    assert block["loss_difference"].max() < 1e-6
 
 
 def test_what_is_between_iterations_counts() -> None:

@@ -279,3 +279,15 @@ def test_nobody_can_guess_where_a_group_meets() -> None:
         tags = {testbed.group(("a",), 1).tag for _ in range(100)}
     assert len(tags) == 100
     assert min(map(len, tags)) >= 32
+
+
+def test_a_checkout_may_lie_below_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / 'lr=0.1 it\'s "mine" é'
+    folder.mkdir()
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "$PROGRAM"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PROGRAM", DONE)
+    with open_testbed(LocalSettings(data_holder="a", workers={"a": WorkerSettings()})) as testbed:
+        assert testbed.run({"a": JOB}) == {"a": Trained()}
