@@ -101,7 +101,8 @@ def setting_of(settings: Emulated, model: str, batch_size: int) -> Setting:
 
 def varied(setting: Setting, axis: str, values: Sequence[float | str]) -> list[Setting]:
     """The setting with each of the values in the field ``axis``. Raises InputError for an unknown field or value."""
-    return [files.parse(Setting, {**dict(setting), axis: value}, f"sweep of {axis}") for value in values]
+    numbers = (int(value) if isinstance(value, float) and value.is_integer() else value for value in values)
+    return [files.parse(Setting, {**dict(setting), axis: value}, f"sweep of {axis}") for value in numbers]
 
 
 def settings_at(settings: Emulated, setting: Setting) -> Emulated:
