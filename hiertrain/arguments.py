@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hiertrain import commands
+from hiertrain.jobs import OptimizerSettings
 from hiertrain.options import BATCH_SIZE, EXECUTIONS, ITERATIONS
 from hiertrain.testbeds import AUTOMATIC
 from hiertrain.values import one_line
@@ -166,10 +167,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_dataset(parser, "digits", "digits, fashion-mnist, cifar10 or synthetic")
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help="mini-batches to train")
-    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="the optimizer at the root")
-    parser.add_argument("--learning-rate", type=float, default=0.02, help="its learning rate")
-    parser.add_argument("--momentum", type=float, default=0.9, help="of SGD; Adam ignores it")
-    parser.add_argument("--weight-decay", type=float, default=0.0, help="L2 penalty")
+    usual = OptimizerSettings()
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), default=usual.name, help="the optimizer at the root")
+    parser.add_argument("--learning-rate", type=float, default=usual.learning_rate, help="its learning rate")
+    parser.add_argument("--momentum", type=float, default=usual.momentum, help="of SGD; Adam ignores it")
+    parser.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="L2 penalty")
 
 
 def _add_testbed(parser: argparse.ArgumentParser) -> None:

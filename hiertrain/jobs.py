@@ -54,11 +54,11 @@ class ModelSettings(Value):
 
 
 class OptimizerSettings(Value):
-    """The optimizer at the root. ``momentum`` belongs to SGD alone; Adam keeps PyTorch's default betas."""
+    """The optimizer at the root. Adam takes no notice of ``momentum`` and keeps PyTorch's default betas."""
 
     name: Literal["sgd", "adam"] = "sgd"
-    learning_rate: LearningRate = 0.05
-    momentum: Momentum = 0.0
+    learning_rate: LearningRate = 0.02
+    momentum: Momentum = 0.9
     weight_decay: WeightDecay = 0.0
 
 

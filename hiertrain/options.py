@@ -127,7 +127,7 @@ def _optimizer(options: argparse.Namespace) -> OptimizerSettings:
     content = {
         "name": options.optimizer,
         "learning_rate": options.learning_rate,
-        "momentum": options.momentum if options.optimizer == "sgd" else 0.0,
+        "momentum": options.momentum,
         "weight_decay": options.weight_decay,
     }
     return files.parse(OptimizerSettings, content, "optimizer")

@@ -38,7 +38,7 @@ TWO_STAGES = tree(12, device=("edge", 8, 12), edge=(None, 13, 0), cloud=("edge",
 )
 def test_a_rival_equals_single_process_sgd(testbed: Testbed, rival: Rival, plan: Plan) -> None:
     dataset = load_dataset("digits")
-    optimizer = OptimizerSettings(momentum=0.9, weight_decay=5e-4)
+    optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
     training = training_settings(LENET, dataset, 12, iterations=5, optimizer=optimizer, seed=3)
     run = train_as_rival(testbed, plan, training, rival)
     reference = train_on_one_process(training, dataset)

@@ -242,7 +242,10 @@ def executable(path: Path, script: str) -> str:
 def test_training_over_ssh_equals_single_process_sgd(machines: Machines) -> None:
     with open_testbed(machines.settings()) as testbed:
         assert (
-            largest_difference(testbed, PLANS["star"], LENET, "synthetic", OptimizerSettings(momentum=0.9)) < TOLERANCE
+            largest_difference(
+                testbed, PLANS["star"], LENET, "synthetic", OptimizerSettings(learning_rate=0.05, momentum=0.9)
+            )
+            < TOLERANCE
         )
         assert all(machines.python_processes(name) for name in WORKERS)
     for name in WORKERS:

@@ -109,7 +109,7 @@ TWO = tree(12, device=("edge", 3, 4), edge=(None, 13, 8))
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 def test_lenet_equals_single_process_sgd(testbed: Testbed, plan: Plan) -> None:
-    optimizer = OptimizerSettings(momentum=0.9, weight_decay=5e-4)
+    optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
     assert largest_difference(testbed, plan, LENET, "digits", optimizer) < TOLERANCE
 
 
@@ -150,7 +150,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("name", ["layer split", "chain", "star with equal depths", "cut before the loss"])
 def test_activations_of_8_bits_equal_one_process_that_rounds_at_the_cuts(testbed: Testbed, name: str) -> None:
     plan, dataset = PLANS[name], load_dataset("digits")
-    optimizer = OptimizerSettings(momentum=0.9)
+    optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9)
     training = training_settings(LENET, dataset, 12, iterations=4, optimizer=optimizer)
     model = build_model(**dict(training.model)).train()
     run = train(testbed, instant_problem(model.chain, 12, JALAD), plan, training)
@@ -174,7 +174,12 @@ def test_activations_of_8_bits_equal_one_process_that_rounds_at_the_cuts(testbed
 
 @pytest.mark.parametrize("name", ["one worker, without the data", "data-parallel"])
 def test_8_bits_change_nothing_where_no_activations_travel(testbed: Testbed, name: str) -> None:
-    assert largest_difference(testbed, PLANS[name], LENET, "digits", OptimizerSettings(), JALAD) < TOLERANCE
+    assert (
+        largest_difference(
+            testbed, PLANS[name], LENET, "digits", OptimizerSettings(learning_rate=0.05, momentum=0.0), JALAD
+        )
+        < TOLERANCE
+    )
 
 
 def test_adam_and_float32_samples(testbed: Testbed) -> None:
@@ -189,7 +194,10 @@ def test_adam_and_float32_samples(testbed: Testbed) -> None:
 def test_random_plans_equal_single_process_sgd(testbed: Testbed, data: st.DataObject) -> None:
     batch_size = data.draw(st.integers(1, 9))
     plan = data.draw(plans(names=WORKERS, depth=13, batch_size=batch_size))
-    assert largest_difference(testbed, plan, LENET, "digits", OptimizerSettings(momentum=0.9)) < TOLERANCE
+    assert (
+        largest_difference(testbed, plan, LENET, "digits", OptimizerSettings(learning_rate=0.05, momentum=0.9))
+        < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,7 +278,9 @@ def test_grey_samples_train_a_model_that_takes_colour() -> None:
 
 def test_a_run_reports_spans_losses_and_accuracy(testbed: Testbed) -> None:
     dataset = load_dataset("digits")
-    training = training_settings(LENET, dataset, 12, iterations=60, optimizer=OptimizerSettings(momentum=0.9))
+    training = training_settings(
+        LENET, dataset, 12, iterations=60, optimizer=OptimizerSettings(learning_rate=0.05, momentum=0.9)
+    )
     chain = build_model("lenet5", dataset.sample_shape).chain
     plan = PLANS["star"]
     run = train(testbed, instant_problem(chain, 12, Execution.paper()), plan, training)
