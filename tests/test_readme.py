@@ -55,9 +55,12 @@ def test_the_commands_of_the_doors_plan_for_three_workers_that_learn_and_end_wit
     accuracy, single = record.results["accuracy"], record.results["single_process_accuracy"]
     assert accuracy == pytest.approx(single, abs=0.03)
     assert accuracy > 0.9
-    verdict = re.fullmatch(r"verdict: 3 workers are ([\d.]+)x .*\(emulated; predicted: ([\d.]+)x\); .*", printed[-1])
+    verdict = re.search(
+        r"^verdict: 3 workers are [\d.]+x .*\(emulated; predicted: ([\d.]+)x\);", done.stdout, re.MULTILINE
+    )
     assert verdict
-    assert float(verdict[2]) > 1.1  # what was seen depends on the load of the machine that tests
+    assert float(verdict[1]) > 1.1  # what was seen depends on the load of the machine that tests
+    assert f"test accuracy {accuracy:.4f}" in printed[-1]  # of the model in its file
 
 
 @pytest.mark.parametrize("line", re.findall(r"^ *(hiertrain .*)$", "".join(blocks(README, "bash")), flags=re.MULTILINE))
