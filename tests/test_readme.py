@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hiertrain import cli
+from hiertrain import cli, files
 from hiertrain.paths import ROOT
+from hiertrain.plan import Plan
 from hiertrain.records import load_record
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,11 +50,11 @@ def test_the_commands_of_the_doors_plan_for_three_workers_that_learn_and_end_wit
     assert {without_numbers(line) for line in shown} <= {without_numbers(line) for line in printed}
 
     record = load_record("train", "train", checkout / "results")
-    plan = record.parameters["plan"]
-    assert isinstance(plan, dict)
-    assert [name for name, part in plan["workers"].items() if part["samples"] > 0] == ["device", "edge", "cloud"]
-    accuracy, single = record.results["accuracy"], record.results["single_process_accuracy"]
-    assert accuracy == pytest.approx(single, abs=0.03)
+    plan = files.parse(Plan, record.parameters["plan"], "record")
+    assert [name for name, part in plan.workers.items() if part.samples > 0] == ["device", "edge", "cloud"]
+    accuracy = record.results["accuracy"]
+    assert isinstance(accuracy, float)
+    assert accuracy == pytest.approx(record.results["single_process_accuracy"], abs=0.03)
     assert accuracy > 0.9
     verdict = re.search(
         r"^verdict: 3 workers are [\d.]+x .*\(emulated; predicted: ([\d.]+)x\);", done.stdout, re.MULTILINE
