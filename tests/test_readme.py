@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hiertrain import cli, files
+from hiertrain import files
+from hiertrain.arguments import parser
 from hiertrain.paths import ROOT
 from hiertrain.plan import Plan
 from hiertrain.records import load_record
@@ -66,7 +67,7 @@ def test_the_commands_of_the_doors_plan_for_three_workers_that_learn_and_end_wit
 
 @pytest.mark.parametrize("line", re.findall(r"^ *(hiertrain .*)$", "".join(blocks(README, "bash")), flags=re.MULTILINE))
 def test_every_command_of_the_readme_has_options_that_exist(line: str) -> None:
-    assert cli._parser().parse_args(shlex.split(line, comments=True)[1:])
+    assert parser().parse_args(shlex.split(line, comments=True)[1:])
 
 
 def test_the_first_screen_has_the_picture_and_the_two_commands_that_do_everything() -> None:
