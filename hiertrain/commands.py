@@ -178,12 +178,10 @@ def run_train(options: argparse.Namespace) -> None:
     results = {
         "kind": kind,
         "predicted_iteration_s": times.predicted_s,
-        "iteration_s": run.iteration_s,
         "alone": {name: worker._asdict() for name, worker in alone.items()},
         "late_share": run.late_share,
-        "clock_error_s": run.clock_error_s,
-        "losses": run.losses,
         "last_timeline": run.timeline(training.iterations - 1),
+        **run.summary(),
     }
     model = trained_model(training, run.snapshots[training.iterations], dataset)
     results["accuracy"] = accuracy(model, dataset)

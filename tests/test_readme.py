@@ -50,7 +50,7 @@ def test_the_commands_of_the_doors_plan_for_three_workers_that_learn_and_end_wit
     shown = "".join(blocks(DOORS, "text")).splitlines()
     assert {without_numbers(line) for line in shown} <= {without_numbers(line) for line in printed}
 
-    record = load_record("train", "train", checkout / "results")
+    record = load_record("first", "train", checkout / "results")
     plan = files.parse(Plan, record.parameters["plan"], "record")
     assert [name for name, part in plan.workers.items() if part.samples > 0] == ["device", "edge", "cloud"]
     accuracy = record.results["accuracy"]
