@@ -210,5 +210,5 @@ def test_sweeps_and_profiles_that_there_are_not(tmp_path: Path, monkeypatch: pyt
 
 def test_a_sweep_of_whole_numbers_may_be_written_as_decimals() -> None:
     assert [setting.batch_size for setting in varied(MIDDLE, "batch_size", [8.0, 32])] == [8, 32]
-    with pytest.raises(InputError, match="batch_size: must be a valid integer, got 8.5"):
+    with pytest.raises(InputError, match=r"batch_size: must be a valid integer, got 8\.5"):
         varied(MIDDLE, "batch_size", [8.5])
