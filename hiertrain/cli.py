@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Run one command. Raises only what comes from outside: an interrupt, and OSError of what is printed."""
+    from pydantic import ValidationError
+
     from hiertrain.arguments import parser
     from hiertrain.values import InputError, RunError
 
@@ -46,6 +48,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     except InputError as error:
         _say(f"error: {error}")
         return 2
+    except ValidationError as error:  # what was given is within its bounds, what was computed from it is not
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        _say(f"failed: a computed {error.title} has {where} {first['input']!r:.60}: {first['msg'].lower()}")
+        return 1
     except ModuleNotFoundError as error:  # a worker's machine has only what workers need
         _say(f"error: this command needs {error.name}; in a checkout: pip install '.[notebooks]'")
         return 2

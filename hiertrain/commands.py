@@ -5,6 +5,7 @@ itself, so that plans do not wait for PyTorch.
 """
 
 import argparse
+import secrets
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from hiertrain.alarms import crowding, misfits, of_run, show, spreads
 from hiertrain.baselines import single_worker_plan, single_worker_plans
 from hiertrain.chain import Chain
 from hiertrain.cost import iteration_s
-from hiertrain.jobs import Jobs, Machine, ModelSettings, Training
+from hiertrain.jobs import Jobs, ModelSettings, Training
 from hiertrain.memory import KEPT
 from hiertrain.network import Network
 from hiertrain.options import (
@@ -24,6 +25,7 @@ from hiertrain.options import (
     check_time_limit,
     given_plan,
     load_plan,
+    machine_of,
     search_problem,
     training_of,
 )
@@ -35,7 +37,6 @@ from hiertrain.solution import Solution
 from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
-from hiertrain.values import InputError
 
 if TYPE_CHECKING:
     from hiertrain.datasets import Dataset
@@ -104,9 +105,11 @@ def run_optimize(options: argparse.Namespace) -> None:
         files.check_output(options.output)
     execution = EXECUTIONS[options.execution]
     solution = _search(options, search_problem(options, profile, network, options.data_holder, execution))
-    show([*misfits(profile, [solution.plan]), *spreads(network)])
     if options.output:
         files.save(solution, options.output)
+    _print_solution(solution, profile.chain)
+    show([*misfits(profile, [solution.plan]), *spreads(network)])
+    if options.output:
         print(f"written: {options.output}")
 
 
@@ -167,7 +170,7 @@ def run_train(options: argparse.Namespace) -> None:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)
         problem = search_problem(options, profile, network, settings.data_holder, execution, plan)
-        plan = plan or _search(options, problem).plan
+        plan = plan or _found_plan(options, problem)
         foreseen = [*crowding(settings, plan.participants), *misfits(profile, [plan]), *spreads(network)]
         show(foreseen)
         run = train(testbed, problem, plan, training)
@@ -306,14 +309,14 @@ def run_jobs(options: argparse.Namespace) -> None:
     problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
     training = training_of(options, load_dataset(options.dataset, options.data), plan.batch_size)
     chain = build_model(**dict(training.model)).chain
-    machines = {name: _machine(profile, name) for name in plan.participants}
+    machines = {name: machine_of(profile, name) for name in plan.participants}
     unpaced = LocalSettings(data_holder=plan.data_holder, workers=dict.fromkeys(profile.workers, WorkerSettings()))
     check_profile(profile, chain, unpaced)
     check_training(plan, training, chain, unpaced)
     dry_run(compile_plan(plan, chain, execution))
     predicted_s = iteration_s(problem, plan)
     content = {"training": training, "plan": plan, "execution": execution, "workers": machines}
-    content |= {"predicted_s": predicted_s}
+    content |= {"tag": secrets.token_hex(8), "predicted_s": predicted_s}
     limits = {"timeout_s": 3 * predicted_s + options.timeout, "silence_s": options.timeout}
     files.save(files.parse(Jobs, content | limits, "jobs"), options.output)
     _note_on_channels(training)
@@ -328,18 +331,6 @@ def run_jobs(options: argparse.Namespace) -> None:
             f"-m hiertrain.byhand {options.output.name} --output FOLDER"
         )
     print(f"INTERFACE: the machine's own that the others reach; ADDRESS: the one that {plan.participants[0]} has there")
-
-
-def _machine(profile: Profile, name: str) -> Machine:
-    """What the worker was profiled with. Raises InputError unless that says how it will compute."""
-    worker = profile.worker(name)
-    if worker.slowdown != 1:
-        raise InputError(
-            f"profile: worker {name!r} has the slowdown {worker.slowdown:g}; must be 1, since nothing is paced by hand"
-        )
-    if worker.measurement is None:
-        raise InputError(f"profile: worker {name!r} has no measurement, which says how many threads it computes with")
-    return Machine(threads=worker.measurement.threads, accelerator=worker.measurement.accelerator)
 
 
 def run_reproduce(options: argparse.Namespace) -> None:
@@ -379,16 +370,25 @@ def run_publish(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace, problem: Problem) -> Solution:
-    """Optimize, and print the plan."""
+    """Optimize under the limits of the command line."""
     from hiertrain.scheduling import optimize
 
-    solution = optimize(problem, shape=options.shape, time_limit_s=options.time_limit, seed=options.seed)
-    _print_plan(solution.plan, problem.profile.chain)
+    return optimize(problem, shape=options.shape, time_limit_s=options.time_limit, seed=options.seed)
+
+
+def _found_plan(options: argparse.Namespace, problem: Problem) -> Plan:
+    """The plan of a search, printed."""
+    solution = _search(options, problem)
+    _print_solution(solution, problem.profile.chain)
+    return solution.plan
+
+
+def _print_solution(solution: Solution, chain: Chain) -> None:
+    _print_plan(solution.plan, chain)
     print(
         f"predicted: {solution.objective_s * 1e3:.3f} ms per iteration; "
         f"proven bound: {solution.bound_s * 1e3:.3f} ms; status: {solution.status}; solved in {solution.solve_s:.2f} s"
     )
-    return solution
 
 
 def _print_plan(plan: Plan, chain: Chain) -> None:

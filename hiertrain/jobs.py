@@ -156,6 +156,7 @@ class Jobs(Value):
     workers: dict[Name, Machine] = Field(
         max_length=MOST_WORKERS
     )  # the plan's participants; a worker's rank is its place here
+    tag: Name  # see Group; random, so that nobody else on the network has set its keys in the store beforehand
     predicted_s: PositiveSeconds  # per iteration, to be shown beside what is measured
     timeout_s: PositiveSeconds  # see Group
     silence_s: PositiveSeconds
@@ -172,7 +173,7 @@ class Jobs(Value):
         """The part of worker ``name``, in the group that meets at this store."""
         group = Group(
             members=tuple(self.workers),
-            tag="by-hand",
+            tag=self.tag,
             store_address=store_address,
             store_port=store_port,
             timeout_s=self.timeout_s,

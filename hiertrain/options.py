@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiertrain import files
-from hiertrain.jobs import ModelSettings, OptimizerSettings, Training
+from hiertrain.jobs import Machine, ModelSettings, OptimizerSettings, Training
 from hiertrain.network import Network
 from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.profile import Profile
@@ -131,3 +131,15 @@ def _optimizer(options: argparse.Namespace) -> OptimizerSettings:
         "weight_decay": options.weight_decay,
     }
     return files.parse(OptimizerSettings, content, "optimizer")
+
+
+def machine_of(profile: Profile, name: str) -> Machine:
+    """What the worker was profiled with. Raises InputError unless that says how it will compute."""
+    worker = profile.worker(name)
+    if worker.slowdown != 1:
+        raise InputError(
+            f"profile: worker {name!r} has the slowdown {worker.slowdown:g}; must be 1, since nothing is paced by hand"
+        )
+    if worker.measurement is None:
+        raise InputError(f"profile: worker {name!r} has no measurement, which says how many threads it computes with")
+    return Machine(threads=worker.measurement.threads, accelerator=worker.measurement.accelerator)

@@ -29,11 +29,8 @@ from hiertrain.paths import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SHORT = ("01-models", "03-optimization")
-OF_A_RUN = {
-    "inputs",
-    "results",
-    "made_by",
-}  # parameters by which a notebook reads its own run; by default the reference
+# Parameters by which a notebook reads its own run; by default the reference.
+OF_A_RUN = {"inputs", "results", "made_by"}
 LONGEST_S = 1200  # one notebook of quick.yml on a busy machine
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; on Debian: apt-get install chromium")
@@ -150,9 +147,10 @@ def test_a_notebook_shows_its_figures_with_captions_says_nothing_else_and_change
     nbformat.write(parameterize_notebook(load_notebook_node(str(copy)), parameters | {"run": "interactive"}), copy)
     lab.open(f"interactive/notebooks/{job.name}.ipynb")
     run_all(lab.page)
-    for kind in ("error", "stderr"):
-        said = lab.page.locator(f'[data-mime-type="application/vnd.jupyter.{kind}"]').all_inner_texts()
-        assert said == []
+    assert lab.page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
+    said = lab.page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
+    lines = [line for text in said for line in text.splitlines() if line.strip()]
+    assert [line for line in lines if not line.startswith("warning: ")] == []  # alarms say what to do; a busy machine
     assert lab.page.get_by_text("Error displaying widget").count() == 0
     figures = [lab.checkout / "results" / "interactive" / output for output in job.outputs if output.endswith(".png")]
     shown = lab.page.locator(".jp-OutputArea-child:has(img) + .jp-OutputArea-child .jp-RenderedMarkdown")
