@@ -15,7 +15,7 @@ from hiertrain.profile import Profile
 from hiertrain.residuals import LIMIT as RESIDUAL
 from hiertrain.residuals import missed
 from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshSettings
-from hiertrain.values import Value
+from hiertrain.values import Ratio, Value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +32,8 @@ class Alarm(Value):
     """A number beyond its limit."""
 
     what: str  # what it is, with its value, its place and its unit
-    value: float
-    limit: float
+    value: Ratio
+    limit: Ratio
     advice: str  # what to do
 
     def __str__(self) -> str:

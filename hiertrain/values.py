@@ -131,6 +131,7 @@ WeightDecay = Annotated[_Real, Field(ge=0, le=1e38)]
 # A keyword argument of a torchvision model.
 Option = bool | Annotated[_Whole, Field(ge=-(2**31), le=2**31)] | Annotated[_Real, Field(ge=-1e9, le=1e9)]
 Spread = Annotated[_Real, Field(ge=0, le=1e15)]  # of measurements, in their unit
+Ratio = Annotated[_Real, Field(ge=0, le=1e30)]  # of two times, rates or numbers of cores
 
 MOST_LAYERS = 10_000  # ten times the deepest networks
 Layers = Annotated[_Whole, Field(ge=0, le=MOST_LAYERS)]
