@@ -71,7 +71,8 @@ def misses(times_s: Mapping[str, tuple[float, float]]) -> list[Alarm]:
             f"{observed_ms:.1f} ms observed"
         )
 
-    factors = {name: max(a / b, b / a) for name, (a, b) in times_s.items()}
+    # A profile written by hand may cost nothing: that predicts nothing.
+    factors = {name: max(a / b, b / a) for name, (a, b) in times_s.items() if a and b}
     advice = "give every worker cores of its own, stop what else runs, then measure layers and links again"
     return _worst(factors, MISS, what, advice)
 

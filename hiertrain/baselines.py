@@ -11,7 +11,7 @@ import numpy as np
 
 from hiertrain.bounds import Boxes, Evaluator, Floats, Tree
 from hiertrain.chain import Chain
-from hiertrain.cost import iteration_s
+from hiertrain.cost import iteration_s, memory_bytes
 from hiertrain.integers import TIE
 from hiertrain.plan import Assignment, Plan, Problem
 from hiertrain.search import Candidate
@@ -27,10 +27,16 @@ def single_worker_plan(chain: Chain, workers: tuple[str, ...], worker: str, batc
 
 
 def single_worker_plans(problem: Problem) -> dict[str, Plan]:
-    """``single_worker_plan`` of every worker that may compute, by its name; where samples stay, of their holder."""
+    """``single_worker_plan`` by the name of the worker, of all that may; where samples stay, of their holder."""
     chain, names, holder = problem.profile.chain, tuple(problem.profile.workers), problem.data_holder
     able = [holder] if problem.samples_stay else problem.workers
-    return {name: single_worker_plan(chain, names, name, problem.batch_size, holder) for name in able}
+    plans = {name: single_worker_plan(chain, names, name, problem.batch_size, holder) for name in able}
+    limits = problem.memory_limit_bytes
+    return {
+        name: plan
+        for name, plan in plans.items()
+        if name not in limits or memory_bytes(problem, plan, name) <= limits[name]
+    }
 
 
 def best_chain(problem: Problem, order: tuple[str, ...]) -> Plan:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from hiertrain import files, memory
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Answer, Beat, ClockReading, Iteration, Jobs, Report, Snapshot, TrainJob
-from hiertrain.modelfiles import save_model, weights_path
+from hiertrain.modelfiles import WEIGHTS, save_model
 from hiertrain.models import build_model
 from hiertrain.runtime import unpack_weights
 from hiertrain.stages import accuracy, estimate_statistics
@@ -60,7 +60,7 @@ class _Folder:
             case Snapshot():
                 assert self._model is not None
                 unpack_weights(self._model, payload)  # replaces the file of the snapshot before, which nobody needs
-                save_model(self._model, self._jobs.training, self._folder, answer.iteration, statistics=False)
+                save_model(self._model, self._jobs.training, self._folder / WEIGHTS, answer.iteration, statistics=False)
 
     def close(self, error: str | None) -> str:
         """Write the report; return what there is to say about it."""
@@ -86,12 +86,12 @@ class _Folder:
         """What there is to say about the trained model, at the root; with its test accuracy where the data are here."""
         if self._model is None:
             return None
-        training, path = self._jobs.training, weights_path(self._folder)
+        training, path = self._jobs.training, self._folder / WEIGHTS
         if self._name != self._jobs.plan.data_holder:
             return f"model: {path}; its test accuracy, where {training.dataset} is: hiertrain evaluate {path}"
         dataset = load_dataset(training.dataset, training.data_folder)
         estimate_statistics(self._model, dataset)
-        save_model(self._model, training, self._folder)
+        save_model(self._model, training, path)
         return f"model: {path}; test accuracy: {accuracy(self._model, dataset):.4f}"
 
     def fail(self, what: str) -> None:

@@ -8,7 +8,7 @@ import argparse
 import secrets
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hiertrain import files
 from hiertrain.alarms import crowding, misfits, of_run, show, spreads
@@ -23,6 +23,7 @@ from hiertrain.options import (
     EXECUTIONS,
     check_search,
     check_time_limit,
+    constraints,
     given_plan,
     load_plan,
     machine_of,
@@ -30,7 +31,7 @@ from hiertrain.options import (
     training_of,
 )
 from hiertrain.paths import RESULTS
-from hiertrain.plan import Plan, Problem
+from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.profile import Profile
 from hiertrain.program import compile_plan, dry_run, simulate
 from hiertrain.solution import Solution
@@ -130,19 +131,10 @@ def run_predict(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     """Stage 3: train by a plan, and on one process for comparison; write a record."""
     from hiertrain.datasets import load_dataset
-    from hiertrain.modelfiles import save_model
     from hiertrain.models import build_model
     from hiertrain.quantization import quantized_layers
     from hiertrain.records import recorded, save_record
-    from hiertrain.stages import (
-        accuracy,
-        check_profile,
-        check_training,
-        measure_layers,
-        measure_links,
-        train,
-        trained_model,
-    )
+    from hiertrain.stages import check_profile, check_training, measure_layers, measure_links, train
 
     # All that is given is checked before anything is measured.
     settings = find_testbed(options.testbed)
@@ -170,48 +162,47 @@ def run_train(options: argparse.Namespace) -> None:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)
         problem = search_problem(options, profile, network, settings.data_holder, execution, plan)
-        plan = plan or _found_plan(options, problem)
+        proven = False
+        if plan is None:
+            solution = _search(options, problem)
+            _print_solution(solution, chain)
+            plan, proven = solution.plan, solution.status == "optimal" and not constraints(options)
         foreseen = [*crowding(settings, plan.participants), *misfits(profile, [plan]), *spreads(network)]
         show(foreseen)
         run = train(testbed, problem, plan, training)
         alone = _train_alone(testbed, problem, plan, training)
     kind = kind_of_times(settings)
-    times = Times(iteration_s(problem, plan), statistics.median(run.iteration_s))
-    print(times_line(kind, times, run.iteration_s))
+    times = Times(iteration_s(problem, plan), statistics.median(run.steady_s))
+    print(times_line(kind, times, run.steady_s))
     results = {
         "kind": kind,
         "predicted_iteration_s": times.predicted_s,
         "alone": {name: worker._asdict() for name, worker in alone.items()},
-        "late_share": run.late_share,
-        "last_timeline": run.timeline(training.iterations - 1),
-        **run.summary(),
+        **_results(run, training, dataset, output),
     }
-    model = trained_model(training, run.snapshots[training.iterations], dataset)
-    results["accuracy"] = accuracy(model, dataset)
-    print(f"test accuracy, trained on {', '.join(plan.participants)}: {results['accuracy']:.4f}")
-    print(f"model: {save_model(model, training, output)}")
     if not options.no_reference:
         results |= _results_of_one_process(training, dataset, run)
     inexact_layers = chain.inexact_layers + quantized_layers(plan, chain, execution)
     if inexact_layers:
         print(f"not exact by nature, because of {'; '.join(inexact_layers)}")
     parameters |= {"plan": plan, "network": network, "inexact_layers": inexact_layers}
-    seen = of_run(run.late_share, {"the plan": times, **alone}, [*_earlier_s(root, plan, settings), times.observed_s])
+    same_s = _earlier_s(root, plan, settings, execution, training)
+    seen = of_run(run.late_share, {"the plan": times, **alone}, [*same_s, times.observed_s])
     show(seen)
     results["alarms"] = foreseen + seen
     print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
-    print(verdict(plan, kind, times, alone, results["accuracy"], results.get("single_process_accuracy")))
+    print(verdict(plan, kind, times, alone, results["accuracy"], results.get("single_process_accuracy"), proven))
 
 
 def _folder_of_run(options: argparse.Namespace) -> Path:
     """The folder that gets record and model. Raises InputError where it has those of an earlier run."""
-    from hiertrain.modelfiles import weights_path
+    from hiertrain.modelfiles import WEIGHTS
     from hiertrain.records import check_new, new_run, record_path
 
     if not options.output:
         return new_run(RESULTS / "train")
     records = [record_path(options.output.name, name, options.output.parent) for name in ("train", "train.failed")]
-    for path in (*records, weights_path(options.output)):
+    for path in (*records, options.output / WEIGHTS):
         check_new(path, options.force)
     return options.output
 
@@ -227,13 +218,25 @@ def _note_on_channels(training: Training) -> dict[str, int]:
     return {"channel_repeats": repeats}
 
 
-def _earlier_s(root: Path, plan: Plan, settings: AnySettings) -> list[float]:
-    """The median times per iteration of other runs there, by the same plan on the same testbed."""
+def _earlier_s(root: Path, plan: Plan, settings: AnySettings, execution: Execution, training: Training) -> list[float]:
+    """The median times per iteration of other runs there, of the same model by the same plan on the same testbed."""
     from hiertrain.records import same_runs
 
-    return [
-        statistics.median(one["iteration_s"]) for one in same_runs("train", {"plan": plan, "testbed": settings}, root)
-    ]
+    same = {"plan": plan, "testbed": settings, "execution": execution, "training": {"model": training.model}}
+    return [statistics.median(one["iteration_s"][1:] or one["iteration_s"]) for one in same_runs("train", same, root)]
+
+
+def _results(run: "TrainingRun", training: Training, dataset: "Dataset", folder: Path) -> dict[str, Any]:
+    """Save the trained model, print what came of it, and return what a record keeps of it."""
+    from hiertrain.modelfiles import WEIGHTS, save_model
+    from hiertrain.stages import accuracy, trained_model
+
+    model = trained_model(training, run.snapshots[training.iterations], dataset)
+    path, share = save_model(model, training, folder / WEIGHTS), accuracy(model, dataset)
+    print(f"test accuracy, trained on {', '.join(run.plan.participants)}: {share:.4f}")
+    print(f"model: {path}")
+    timeline = run.timeline(training.iterations - 1)
+    return {"late_share": run.late_share, "last_timeline": timeline, **run.summary(), "accuracy": share}
 
 
 def _results_of_one_process(training: Training, dataset: "Dataset", run: "TrainingRun") -> dict[str, float]:
@@ -272,21 +275,21 @@ def _train_alone(testbed: "Testbed", problem: Problem, plan: Plan, training: Tra
             iterations = iterations_within(ALONE_S, predicted_s[name], least=3)
             short = training.model_copy(update={"iterations": iterations, "snapshot_every": iterations})
             run = train(testbed, problem, alone, short)
-            times[name] = Times(predicted_s[name], statistics.median(run.iteration_s[1:]))
+            times[name] = Times(predicted_s[name], statistics.median(run.steady_s))
     return times
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Print the test accuracy of a trained model; complete one that a worker wrote who did not have the data."""
     from hiertrain.datasets import load_dataset
-    from hiertrain.modelfiles import load_model, save_model
+    from hiertrain.modelfiles import load_model, save_model, weights_in
     from hiertrain.stages import accuracy, estimate_statistics
 
     model, training, saved = load_model(options.model)
     dataset = load_dataset(training.dataset, options.data)
     if not saved.statistics:
         estimate_statistics(model, dataset)
-        save_model(model, training, options.model, saved.iterations)
+        save_model(model, training, weights_in(options.model), saved.iterations)
         print(
             "BatchNorm's running statistics were those of before training; now, from training samples, in the file too"
         )
@@ -374,13 +377,6 @@ def _search(options: argparse.Namespace, problem: Problem) -> Solution:
     from hiertrain.scheduling import optimize
 
     return optimize(problem, shape=options.shape, time_limit_s=options.time_limit, seed=options.seed)
-
-
-def _found_plan(options: argparse.Namespace, problem: Problem) -> Plan:
-    """The plan of a search, printed."""
-    solution = _search(options, problem)
-    _print_solution(solution, problem.profile.chain)
-    return solution.plan
 
 
 def _print_solution(solution: Solution, chain: Chain) -> None:

@@ -258,7 +258,7 @@ def _execute(testbed: Testbed, work: _Work, work_s: float) -> dict[str, object]:
     problem, plan = work.policy.problem, work.policy.plan
     iterations = iterations_within(work_s, work.policy.predicted_s, LEAST_TIMED)
     run = train(testbed, problem, plan, _training(problem, iterations))
-    kind, iteration_s = kind_of_times(testbed.settings), run.iteration_s[1:]
+    kind, iteration_s = kind_of_times(testbed.settings), run.steady_s
     typical = 1 + int(np.argsort(iteration_s)[len(iteration_s) // 2])
     return {
         "kind": kind,

@@ -40,7 +40,10 @@ def fit_cost(points: list[TimingPoint]) -> LayerCost:
     line = _line(counts, times)
     if np.abs(_misses(line, counts, times)).max() <= LIMIT:
         return line
-    return min(line, _bent(counts, times), key=lambda cost: _loss(cost, counts, times))
+    bent = _bent(counts, times)
+    if np.abs(_misses(bent, counts, times)).max() <= LIMIT:
+        return bent
+    return min(line, bent, key=lambda cost: _loss(cost, counts, times))  # noise: neither follows it
 
 
 def _misses(cost: LayerCost, counts: Floats, times: Floats) -> Floats:

@@ -20,7 +20,7 @@ from hiertrain.jobs import Training
 from hiertrain.models import ChainModel, build_model
 from hiertrain.values import InputError, PositiveCount, Value
 
-SUFFIX, SETTINGS_SUFFIX = ".safetensors", ".json"
+WEIGHTS, SETTINGS_SUFFIX = "model.safetensors", ".json"  # the name in the folder of a training
 
 
 class Saved(Value):
@@ -30,15 +30,10 @@ class Saved(Value):
     statistics: bool  # whether BatchNorm's running statistics, if any, are of training samples; if not, initial ones
 
 
-def weights_path(path: Path) -> Path:
-    """The file of the weights: ``path`` itself, or in that folder."""
-    return path if path.suffix == SUFFIX or path.is_file() else path / f"model{SUFFIX}"
-
-
 def save_model(
     model: ChainModel, training: Training, path: Path, iterations: int | None = None, statistics: bool = True
 ) -> Path:
-    """Write both files into a folder, or under the name of ``path``; return the path of the weights.
+    """Write the weights to ``path`` and the settings beside it; return ``path``.
 
     Each appears whole or not at all. ``iterations``: how many are done, if not all. ``statistics``: whether those of
     BatchNorm are of training samples. Raises InputError when they cannot be written.
@@ -47,7 +42,6 @@ def save_model(
         iterations=training.iterations if iterations is None else iterations,
         statistics=statistics or not has_statistics(model),
     )
-    path = weights_path(path)
     # Where the data was belongs to the machine, not to the model.
     files.save(training.model_copy(update={"data_folder": None}), path.with_suffix(SETTINGS_SUFFIX))
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.module_state.items()}
@@ -57,7 +51,7 @@ def save_model(
 
 def load_model(path: Path) -> tuple[ChainModel, Training, Saved]:
     """A model from its folder or the file of its weights. Raises InputError for whatever does not belong there."""
-    weights = weights_path(path)
+    weights = weights_in(path)
     tensors, saved = _read(weights)
     training = files.load(Training, weights.with_suffix(SETTINGS_SUFFIX))
     model = build_model(**dict(training.model))
@@ -73,6 +67,11 @@ def load_model(path: Path) -> tuple[ChainModel, Training, Saved]:
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
     return model, training, saved
+
+
+def weights_in(path: Path) -> Path:
+    """The file of the weights in the folder of a training, or the given file itself."""
+    return path / WEIGHTS if path.is_dir() else path
 
 
 def has_statistics(model: ChainModel) -> bool:

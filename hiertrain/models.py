@@ -266,10 +266,10 @@ def _least_samples(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype)
         state: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in _state(layer)}
         try:
             with redirect_stderr(io.StringIO()):  # where torch.fx writes the code that failed
-                functional_call(layer, state, torch.zeros(1, *shape, dtype=dtype))
-        except ValueError:  # BatchNorm's, for a single value per channel
+                output = functional_call(layer, state, torch.zeros(1, *shape, dtype=dtype))
+        except Exception:  # BatchNorm refuses a single value per channel; a foreign layer may raise anything
             return min(PROBE_BATCHES)
-    return 1
+    return 1 if len(output.shape) and len(output) == 1 else min(PROBE_BATCHES)  # squeezed: no sample is left in it
 
 
 def _leaves(output: Tensor) -> set[int]:

@@ -35,15 +35,19 @@ def given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | No
         if execution.activation_encoding != "float32":
             raise InputError(f"--execution {options.execution}: needs --plan; the solver knows no 8-bit activations")
         return None, execution
-    search = {"--root": options.root, "--exclude": options.exclude, "--memory-limit": options.memory_limit}
-    search |= {"--samples-stay": options.samples_stay, "--shape": options.shape != "tree"}
-    useless = [name for name, value in search.items() if value]
-    if useless:
+    if useless := constraints(options):
         raise InputError(f"{useless[0]}: has no effect with --plan, which is not searched for")
     plan = load_plan(options.plan, execution)
     if plan.data_holder != data_holder:
         raise InputError(f"{options.plan}: data holder {plan.data_holder!r}; the testbed's is {data_holder!r}")
     return plan, execution
+
+
+def constraints(options: argparse.Namespace) -> list[str]:
+    """The options that leave out plans, of those that are set."""
+    search = {"--root": options.root, "--exclude": options.exclude, "--memory-limit": options.memory_limit}
+    search |= {"--samples-stay": options.samples_stay, "--shape": options.shape != "tree"}
+    return [name for name, value in search.items() if value]
 
 
 def check_time_limit(options: argparse.Namespace) -> None:

@@ -97,7 +97,7 @@ def compare_plans(
             update = {"iterations": iterations, "snapshot_every": iterations}
             runs[name] = train(testbed, problem, plans[name], training.model_copy(update=update))
     kind, best = kind_of_times(testbed.settings), runs["optimum"]
-    same_s = [float(np.median(run.iteration_s[1:])) for run in runs.values() if run.plan == best.plan]
+    same_s = [float(np.median(run.steady_s)) for run in runs.values() if run.plan == best.plan]
     spans = [
         timeline_table(predicted["optimum"], "predicted"),
         timeline_table(best.timeline(best.typical), kind),

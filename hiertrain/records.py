@@ -26,6 +26,8 @@ from hiertrain import files
 from hiertrain.paths import RESULTS, ROOT
 from hiertrain.values import InputError, Name, RunError, Threads, Value, check
 
+LAST_RUNS = 50  # that a run is compared with
+
 
 class Environment(Value):
     """Where and with what something ran."""
@@ -151,18 +153,25 @@ def recall(run: str, name: str, parameters: Mapping[str, object], root: Path = R
 
 
 def same_runs(name: str, parameters: Mapping[str, object], root: Path) -> list[dict[str, Any]]:
-    """The results of the record ``name`` of every run under ``root`` with these among its parameters."""
-    wanted = _json(parameters, f"record {name}")
-    assert isinstance(wanted, dict)
-    found = []
-    for path in sorted(root.glob(f"*/records/{name}.json")):
+    """The results of the record ``name`` of the last runs under ``root`` with these among its parameters.
+
+    Where one is a mapping, its own entries are what must be among those of the run's.
+    """
+    wanted, found = _json(parameters, f"record {name}"), []
+    for path in sorted(root.glob(f"*/records/{name}.json"))[-LAST_RUNS:]:
         try:
             record = files.load(Record, path)
         except InputError:  # one of another version of the workbench
             continue
-        if all(record.parameters.get(key) == value for key, value in wanted.items()):
+        if _among(wanted, record.parameters):
             found.append(record.results)
     return found
+
+
+def _among(wanted: object, there: object) -> bool:
+    if isinstance(wanted, dict) and isinstance(there, dict):
+        return all(key in there and _among(value, there[key]) for key, value in wanted.items())
+    return wanted == there
 
 
 def load_record(run: str, name: str, root: Path = RESULTS) -> Record:

@@ -200,7 +200,7 @@ def iterations_within(work_s: float, predicted_s: float, least: int = 1) -> int:
 
     The latter are at least ``least`` and at most ``MOST_TIMED``.
     """
-    return 1 + int(np.clip(round(work_s / predicted_s), least, MOST_TIMED))
+    return 1 + round(min(max(work_s / max(predicted_s, work_s / MOST_TIMED), least), MOST_TIMED))
 
 
 def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) -> TrainingRun:

@@ -56,10 +56,12 @@ def verdict(
     alone: Mapping[str, Times],
     accuracy: float,
     single_accuracy: float | None,
+    proven: bool,
 ) -> str:
     """What the plan was worth, in one line.
 
-    ``alone``: of single workers that do everything, in the same session; none where the plan is one worker's.
+    ``alone``: of single workers that do everything, in the same session; none where the plan is one worker's, or none
+    may. ``proven``: no plan of these workers is faster.
     ``single_accuracy``: after the same training in one process; None where there was none.
     """
     learnt = f"accuracy {accuracy:.1%}"
@@ -67,7 +69,10 @@ def verdict(
         learnt += f" against {single_accuracy:.1%} in one process"
     computing = [name for name in plan.workers if plan.active(name)]
     if len(computing) == 1:
-        return f"verdict: one machine is best here, {computing[0]}; to divide the work would gain nothing; {learnt}"
+        worth = "is best here, to divide the work would gain nothing" if proven else "trains alone"
+        return f"verdict: one machine, {computing[0]}, {worth}; {learnt}"
+    if not alone:
+        return f"verdict: {len(computing)} workers train what no single machine may; {learnt}"
     best = min(alone, key=lambda name: alone[name].observed_s)
     speedup, predicted = alone[best].observed_s / times.observed_s, alone[best].predicted_s / times.predicted_s
     return (

@@ -205,7 +205,7 @@ def prediction_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Ti
     """
     rows = []
     for name, run in runs.items():
-        low, median, high = np.quantile(run.iteration_s[1:], [0.25, 0.5, 0.75]) * 1e3
+        low, median, high = np.quantile(run.steady_s, [0.25, 0.5, 0.75]) * 1e3
         predicted_ms = predicted[name].makespan_s * 1e3
         rows.append(
             {
@@ -231,7 +231,7 @@ def action_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Timeli
     """
     rows = []
     for name, run in runs.items():
-        iteration_s = float(np.median(run.iteration_s[1:]))
+        iteration_s = float(np.median(run.steady_s))
         observed_s: dict[Span, list[float]] = {span: [] for span in predicted[name].spans}
         for iteration in run.with_spans[1:]:
             timeline = {(span.worker, span.position): span for span in run.timeline(iteration).spans}

@@ -1,6 +1,7 @@
 """What a training run left behind: losses, weights, and its spans on one clock. Times in seconds.
 
-However long it is, what it leaves in memory is small: the spans of a bounded number of iterations, and no weights.
+However long it is, what it leaves in memory is small: a few numbers per iteration, the spans of a bounded number of
+them, and no weights.
 """
 
 import os
@@ -104,9 +105,17 @@ class TrainingRun:
 
     @property
     def late_share(self) -> float:
-        """By how much paced actions missed their deadlines, as a share of the time: 0 where the machine keeps up."""
-        late_s = sum(iteration.late_s for own in self.done.values() for iteration in own[: self.iterations])
-        return late_s / sum(self.iteration_s)
+        """By how much the paced actions of a worker missed their deadlines, the most of all, as a share of the time.
+
+        0 where the machine keeps up.
+        """
+        late_s = (sum(iteration.late_s for iteration in own[: self.iterations]) for own in self.done.values())
+        return max(late_s) / sum(self.iteration_s)
+
+    @property
+    def steady_s(self) -> tuple[float, ...]:
+        """The times of the iterations after the first, which warms up; of a single one, its own."""
+        return self.iteration_s[1:] or self.iteration_s
 
     @property
     def clock_error_s(self) -> float:

@@ -28,6 +28,10 @@ def test_a_prediction_that_misses_either_way(observed_s, count):
         assert "factor of 4.00: 100.0 ms predicted, 400.0 ms observed (three workers)" in found[0].what
 
 
+def test_a_profile_that_costs_nothing_predicts_nothing():
+    assert alarms.misses({"free": (0.0, 0.4)}) == []
+
+
 @pytest.mark.parametrize(("slow_s", "count"), [(1.45, 1), (1.21, 1), (1.19, 0)])
 def test_runs_of_the_same_plan_that_differ(slow_s, count):
     found = alarms.repetitions({"plan": [1.1, slow_s, 1.0], "once": [5.0]})

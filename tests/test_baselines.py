@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertrain.baselines import best_chain, best_layer_parallel, single_worker_plan
+from hiertrain.baselines import best_chain, best_layer_parallel, single_worker_plan, single_worker_plans
 from hiertrain.chain import Layer
-from hiertrain.cost import iteration_s
+from hiertrain.cost import iteration_s, memory_bytes
 from hiertrain.integers import TIE
 from hiertrain.network import Link, Network
 from hiertrain.plan import Assignment, Execution, Plan, Problem, check_plan
@@ -126,3 +126,14 @@ def test_a_worker_that_is_not_there_is_named() -> None:
     problem = replace(free_problem("device"), excluded=frozenset({"edge"}))
     with pytest.raises(InputError, match="device -> edge -> cloud: 'edge' is not one of the problem's workers"):
         best_chain(problem, NAMES)
+
+
+@given(problems())
+def test_a_single_worker_has_the_memory_for_its_plan(problem: Problem) -> None:
+    layers = tuple(layer.model_copy(update={"activation_bytes": 8}) for layer in problem.profile.layers)
+    problem = replace(problem, profile=problem.profile.with_layers(layers), memory_limit_bytes={})
+    plans = single_worker_plans(problem)
+    limits = {name: memory_bytes(problem, plan, name) for name, plan in plans.items()}
+    assert single_worker_plans(replace(problem, memory_limit_bytes=limits)) == plans
+    tight = {name: max(1, limit - 1) for name, limit in limits.items()}
+    assert single_worker_plans(replace(problem, memory_limit_bytes=tight)) == {}

@@ -346,8 +346,8 @@ def test_all_three_stages_from_the_command_line(
 ) -> None:
     monkeypatch.setattr("hiertrain.commands.open_testbed", open_local)
     monkeypatch.setattr("hiertrain.commands.ALONE_S", 0.1)
-    monkeypatch.setattr("hiertrain.alarms.LATE", -1.0)  # always too late
-    monkeypatch.setattr("hiertrain.alarms.RATE_SPREAD", -1.0)
+    monkeypatch.setattr("hiertrain.alarms.LATE", 0.0)  # always too late
+    monkeypatch.setattr("hiertrain.alarms.RATE_SPREAD", 0.0)
     testbed = tmp_path / "testbed.yml"
     testbed.write_text(
         "kind: local\ndata_holder: device\nworkers: {device: {slowdown: 4}, edge: {slowdown: 2}}\nlinks:\n"

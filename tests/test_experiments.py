@@ -132,7 +132,8 @@ def test_what_computing_and_links_depend_on_makes_a_difference(cases: list[Case]
 
 
 @pytest.mark.parametrize(
-    ("predicted_s", "least", "iterations"), [(0.5, 3, 4), (5.0, 3, 3), (5.0, 1, 1), (0.001, 1, MOST_TIMED)]
+    ("predicted_s", "least", "iterations"),
+    [(0.5, 3, 4), (5.0, 3, 3), (5.0, 1, 1), (0.001, 1, MOST_TIMED), (0.0, 1, MOST_TIMED)],
 )
 def test_iterations_fill_the_time_within_bounds(predicted_s: float, least: int, iterations: int) -> None:
     assert iterations_within(2.0, predicted_s, least) == 1 + iterations  # one warms up

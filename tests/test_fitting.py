@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hiertrain.fitting import fit_cost
@@ -25,14 +25,21 @@ def test_fit_recovers_exact_affine_times(fixed_s: float, per_sample_s: float, co
 
 
 @given(st.dictionaries(st.integers(1, 512), st.floats(1e-6, 10), min_size=1, max_size=8))
-def test_no_fit_falls_or_is_worse_than_a_proportional_one(times: dict[int, float]) -> None:
+def test_no_fit_falls_and_one_that_misses_is_no_worse_than_a_proportional_one(times: dict[int, float]) -> None:
     fit = fit_cost(points(times))
     every = np.array([fit.seconds(n) for n in range(600)])
     assert (np.diff(every) >= -1e-12 * every[1:]).all()
     slopes = np.geomspace(1e-9, 10, 50).tolist()
-    assert loss(fit, times) <= min(loss(LayerCost(fixed_s=0, per_sample_s=slope), times) for slope in slopes) + 1e-9
+    if any(abs(fit.seconds(n) / time_s - 1) > LIMIT * (1 + 1e-9) for n, time_s in times.items()):
+        assert loss(fit, times) <= min(loss(LayerCost(fixed_s=0, per_sample_s=slope), times) for slope in slopes) + 1e-9
 
 
+# The best line misses the last time by 10.1%, and yet its sum of squares is below that of the cost that follows.
+@example(
+    dict(
+        zip([2**k for k in range(8)], [0.9551, 1.3777, 2.2133, 3.7391, 6.3083, 13.6305, 25.6203, 56.7702], strict=True)
+    )
+)
 @given(st.dictionaries(st.integers(1, 512), st.floats(1e-6, 10), min_size=1, max_size=8))
 def test_a_cost_follows_times_that_rise(times: dict[int, float]) -> None:
     """Whatever their curve: none of them is missed by more than the limit."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hiertrain.cli import main
 from hiertrain.datasets import Dataset
 from hiertrain.jobs import ModelSettings, Training
-from hiertrain.modelfiles import load_model, save_model
+from hiertrain.modelfiles import WEIGHTS, load_model, save_model
 from hiertrain.models import build_model, chain_from_module
 from hiertrain.reference import train_on_one_process
 from hiertrain.runtime import flatten_weights
@@ -45,7 +45,7 @@ def test_the_plain_module_loads_what_was_trained(
     spec = ModelSettings(name=name, sample_shape=data.sample_shape, options=options)
     training = training_settings(spec, data, 8, iterations=1, seed=1)
     model = trained_model(training, train_on_one_process(training, data).snapshots[1], data)
-    path = save_model(model, training, tmp_path / "new")
+    path = save_model(model, training, tmp_path / "new" / WEIGHTS)
     plain = torchvision.models.get_model(name, num_classes=10, **options)
     tensors = load_file(path)
     assert {key: (value.shape, value.dtype) for key, value in tensors.items()} == {
@@ -77,16 +77,22 @@ def test_tied_weights_are_there_under_both_names_and_other_buffers_are_not(tmp_p
     flatten_weights(model, model.chain.depth - 1)  # as every worker does: then all share one storage
     with torch.no_grad():
         next(iter(model.parameters())).add_(1)
-    tensors = load_file(save_model(model, training_of(LENET), tmp_path))
+    tensors = load_file(save_model(model, training_of(LENET), tmp_path / WEIGHTS))
     assert tensors.keys() == module.state_dict().keys()
     module.load_state_dict(tensors, strict=True)
     samples = torch.randint(256, (3, 1, 2, 2), dtype=torch.uint8)
     assert torch.equal(module(samples / 255), model(samples))
 
 
+def test_a_folder_may_have_the_name_of_a_file_of_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "first.safetensors"
+    path = save_model(build_model(**dict(LENET)), training_of(LENET), folder / WEIGHTS)
+    assert load_model(folder)[2] == load_model(path)[2]
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return save_model(build_model(**dict(LENET)), training_of(LENET), tmp_path)
+    return save_model(build_model(**dict(LENET)), training_of(LENET), tmp_path / WEIGHTS)
 
 
 def test_settings_stand_beside_the_weights_without_the_machines_own(saved: Path) -> None:
@@ -114,7 +120,7 @@ def test_evaluate_completes_a_model_without_statistics(
     right = trained_model(training, weights, data)
     model = build_model(**dict(training.model))
     model.load_state_dict({**model.state_dict(), **dict(right.named_parameters())})
-    path = save_model(model, training, tmp_path, 1, statistics=False)
+    path = save_model(model, training, tmp_path / WEIGHTS, 1, statistics=False)
     assert main(["evaluate", str(path)]) == 0
     first = capsys.readouterr().out.splitlines()
     assert "from training samples, in the file too" in first[0]
@@ -153,7 +159,7 @@ def test_files_of_another_kind_are_refused_in_one_line(saved: Path, capsys: pyte
         assert error.count("\n") == 1
         return error
 
-    assert "nowhere/model.safetensors: must be a file of safetensors, and is none" in refusal(saved.parent / "nowhere")
+    assert "nowhere: must be a file of safetensors, and is none" in refusal(saved.parent / "nowhere")
     assert "model.json: not a file of safetensors" in refusal(saved.with_name("model.json"))
     rewrite(saved, {}, {"format": "pt"})
     assert "does not say how far it was trained; must be written by hiertrain" in refusal(saved)

@@ -253,6 +253,32 @@ def test_layers_say_how_few_samples_they_can_be_trained_on() -> None:
     assert {layer.least_samples for layer in chain_without_weights("resnet18").layers} == {1}
 
 
+class Squeezed(nn.Module):
+    """A single sample is squeezed away with its pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(functional.adaptive_avg_pool2d(self.conv(x), 1).squeeze())
+
+
+class Picky(nn.Module):
+    """A layer with a rule of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] < 2:
+            raise RuntimeError("a pair at least")
+        return x * 2
+
+
+@pytest.mark.parametrize("module", [Squeezed(), nn.Sequential(nn.Flatten(), Picky(), nn.Linear(64, 10))])
+def test_a_layer_that_cannot_do_with_one_sample_says_so_whatever_the_reason(module: nn.Module) -> None:
+    chain = chain_from_module(module, "own", (1, 8, 8), 10).chain
+    assert max(layer.least_samples for layer in chain.layers) == 2
+
+
 def test_inexact_layers_are_named_with_their_cause() -> None:
     assert chain_without_weights("alexnet", classes=2).inexact_layers == (
         "classifier.0: Dropout",

@@ -177,3 +177,8 @@ def test_other_runs_of_the_same_parameters_are_found(tmp_path: Path) -> None:
     files.write_text(tmp_path / "broken" / "records" / "train.json", "{}")
     assert records.same_runs("train", {"plan": {"depth": 1}}, tmp_path) == [{"number": 1}, {"number": 2}]
     assert records.same_runs("train", {"plan": {"depth": 1}}, tmp_path / "nowhere") == []
+    training = {"model": {"name": "lenet5"}, "iterations": 5}
+    save_record("four", "train", {"plan": {"depth": 1}, "training": training}, {"number": 4}, tmp_path)
+    same = {"plan": {"depth": 1}, "training": {"model": {"name": "lenet5"}}}
+    assert records.same_runs("train", same, tmp_path) == [{"number": 4}]
+    assert records.same_runs("train", {"training": {"model": {"name": "vgg16"}}}, tmp_path) == []

@@ -49,14 +49,24 @@ def test_a_plan_names_its_layers() -> None:
     ],
 )
 def test_the_verdict_compares_with_the_best_single_machine_that_was_seen(alone: dict[str, Times], line: str) -> None:
-    assert verdict(THREE, "emulated", Times(0.1, 0.1), alone, 0.9583, 0.9561) == (
+    assert verdict(THREE, "emulated", Times(0.1, 0.1), alone, 0.9583, 0.9561, proven=True) == (
         f"verdict: 3 workers are {line}; accuracy 95.8% against 95.6% in one process"
     )
 
 
-def test_the_verdict_on_a_plan_of_one_worker_claims_nothing() -> None:
-    assert verdict(ONE, "measured", Times(0.1, 0.1), {}, 0.5, None) == (
-        "verdict: one machine is best here, edge; to divide the work would gain nothing; accuracy 50.0%"
+@pytest.mark.parametrize(
+    ("proven", "worth"),
+    [(True, "is best here, to divide the work would gain nothing"), (False, "trains alone")],
+)
+def test_the_verdict_on_a_plan_of_one_worker_claims_no_more_than_is_proven(proven: bool, worth: str) -> None:
+    assert verdict(ONE, "measured", Times(0.1, 0.1), {}, 0.5, None, proven) == (
+        f"verdict: one machine, edge, {worth}; accuracy 50.0%"
+    )
+
+
+def test_the_verdict_where_no_single_machine_may_train_it_all() -> None:
+    assert verdict(THREE, "emulated", Times(0.1, 0.1), {}, 0.5, None, proven=True) == (
+        "verdict: 3 workers train what no single machine may; accuracy 50.0%"
     )
 
 
