@@ -22,9 +22,12 @@ help: ## this list
 reproduce: $(READY) ## execute the notebooks and write results/quick/report.html (PARAMETERS=paper for the whole grid)
 	$(BIN)/hiertrain reproduce $(PARAMETERS)
 
-test: $(READY) ## unit tests, then the smoke notebooks
-	$(BIN)/python -m pytest
-	$(BIN)/hiertrain reproduce smoke
+test: $(READY) ## unit tests, and beside them the smoke notebooks: much of either is waiting
+	@mkdir -p results
+	@$(BIN)/hiertrain reproduce smoke > results/smoke.log 2>&1 & smoke=$$!; trap "kill $$smoke 2> /dev/null" EXIT; \
+		$(BIN)/python -m pytest -n 2 --dist worksteal; tests=$$?; \
+		echo "make: the smoke notebooks:"; wait $$smoke; notebooks=$$?; cat results/smoke.log; \
+		exit $$((tests || notebooks))
 
 testbed: $(READY) ## the tests of network namespaces, which need root; `make test` skips them without
 	@$(BIN)/python -c 'import sys; from hiertrain.testbeds.netns import missing; lacking = ", ".join(missing()); \
