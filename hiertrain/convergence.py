@@ -103,6 +103,7 @@ def _learn(testbed: Testbed, policy: Policy, training: Training, data: Dataset) 
         "encoding": effective_execution(policy).activation_encoding,
         "losses": done.losses,
         "elapsed_s": np.round(done.elapsed_s, 4),
+        "typical_s": float(np.median(done.steady_s)),
         "accuracies": accuracies(training, done.snapshots, data),
         "late_share": done.late_share,
     }

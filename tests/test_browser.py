@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -26,6 +25,8 @@ from hiertrain import files
 from hiertrain.figures import load_caption
 from hiertrain.parameters import Job, prepare
 from hiertrain.paths import ROOT
+from hiertrain.report import write_report
+from tests.test_report import ORDER, make_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SHORT = ("01-models", "03-optimization")
@@ -165,13 +166,10 @@ def test_a_notebook_shows_its_figures_with_captions_says_nothing_else_and_change
     assert digests(lab.checkout) == before
 
 
-def test_the_report_opens_beside_the_notebooks(lab: Lab, environment: dict[str, str]) -> None:
-    parameters = {"models": ["lenet5"], "detail": "lenet5", "published": {"lenet5": 62006}}
-    small = {"base": "paper", "run": "small", "notebooks": {"01-models": {"parameters": parameters}}}
-    (lab.checkout / "small.yml").write_text(json.dumps(small))
-    command = [sys.executable, "-m", "hiertrain.cli", "reproduce", "small.yml"]
-    subprocess.run(command, cwd=lab.checkout, env=environment, check=True, capture_output=True)
-    lab.page.goto(lab.url.replace("/lab/tree/interactive/notebooks?", "/files/small/report.html?"))
+def test_the_report_opens_beside_the_notebooks(lab: Lab) -> None:
+    folder = make_run(lab.checkout / "results")
+    write_report(folder, ORDER, "hiertrain reproduce try")
+    lab.page.goto(lab.url.replace("/lab/tree/interactive/notebooks?", f"/files/{folder.name}/report.html?"))
     images = lab.page.locator("img")
-    assert images.evaluate_all("all => all.map(img => img.naturalWidth > 0)") == [True]
-    assert "hiertrain reproduce small.yml" in lab.page.locator("body").inner_text()
+    assert images.evaluate_all("all => all.map(img => img.naturalWidth > 0)") == [True, True]
+    assert "hiertrain reproduce try" in lab.page.locator("body").inner_text()

@@ -122,11 +122,20 @@ def predictions_table(errors: list[float], spread: float = 0.0, late_share: floa
     return table.assign(late_share=late_share, model="lenet5", uplink_mbps=5.0, kind="emulated")
 
 
+def with_memory_not_kept(table: pd.DataFrame) -> pd.DataFrame:
+    """With the plain loop as a shell starts it beside the one with memory kept."""
+    other = table.assign(rival="plain, memory not kept", ratio=1.5, low=1.4, high=1.6)
+    return pd.concat([table, other[other["comparison"] == "one worker"]])
+
+
+RIVALS = {"one worker": "plain", "data-parallel": "ddp", "layer split": "pipelining"}
+
+
 def benchmarks_table(comparison: str = "", ratio: float = 1.0, low: float = 0.95, high: float = 2.0) -> pd.DataFrame:
     names = ["one worker", "data-parallel", "layer split"]
     table = pd.DataFrame({"comparison": names, "ratio": 0.9, "low": 0.8, "high": 0.99})
     table.loc[table["comparison"] == comparison, ["ratio", "low", "high"]] = [ratio, low, high]
-    return table.assign(model="lenet5", batch_size=32, rival="r", blocks=4)
+    return table.assign(model="lenet5", batch_size=32, rival=table["comparison"].map(RIVALS), blocks=4)
 
 
 def save_proofs(folder: Path, status: str = "optimal", bound_ms: float = 9.99999) -> None:
@@ -346,6 +355,8 @@ def test_what_is_only_predicted_is_open(run):
         (benchmarks_table("one worker", 1.01, high=1.04), "09-benchmarks", PLAIN, "open"),
         (benchmarks_table("one worker", 1.04), "09-benchmarks", PLAIN, "open"),
         (benchmarks_table("one worker", 1.1, 1.04), "09-benchmarks", PLAIN, "fails"),
+        # Against the loop at its best: whatever one is that gives its memory back, it is no rival of the claim.
+        (with_memory_not_kept(benchmarks_table("one worker", 1.01, high=1.03)), "09-benchmarks", PLAIN, "holds"),
         (benchmarks_table("data-parallel", 1.02, 1.01), "09-benchmarks", DDP, "fails"),
         (benchmarks_table("layer split", 1.02, 1.01), "09-benchmarks", PIPELINING, "fails"),
         (benchmarks_table("layer split", 1.02, 1.01), "09-benchmarks", DDP, "holds"),
