@@ -259,7 +259,8 @@ def _check_figures(job: Job) -> None:
 @contextmanager
 def own_kernel() -> Iterator[None]:
     """Make "python3" mean this very interpreter, whatever kernels are installed, and keep the libraries' logs quiet."""
-    specification = json.dumps(get_kernel_dict(extra_arguments=["--log-level=ERROR"]))
+    # A kernel that is interrupted because it has ended its work would log an error.
+    specification = json.dumps(get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]))
     saved = {name: os.environ.get(name) for name in ("JUPYTER_PATH", "PYDEVD_DISABLE_FILE_VALIDATION")}
     logger = logging.getLogger("papermill")
     with tempfile.TemporaryDirectory(prefix="hiertrain-kernel-") as folder:
