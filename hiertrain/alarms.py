@@ -7,7 +7,6 @@ function gives at most one alarm per kind, of the worst case, with how many ther
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from hiertrain.network import Network
 from hiertrain.plan import Plan
@@ -16,9 +15,6 @@ from hiertrain.residuals import LIMIT as RESIDUAL
 from hiertrain.residuals import missed
 from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshSettings
 from hiertrain.values import Ratio, Value
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LATE = 0.01  # share of the time: paced hosts are then slower by that, while predictions are right within a few percent
 MISS = 1.25  # times: far beyond the 10% within which predictions are to be, so that something is not as predicted
@@ -80,18 +76,6 @@ def misses(times_s: Mapping[str, tuple[float, float]]) -> list[Alarm]:
 def of_run(late_share: float, times_s: Mapping[str, tuple[float, float]], runs_s: Sequence[float]) -> list[Alarm]:
     """Of a run by one plan: how late it was, all predictions of its session, and the seconds of the plan's runs."""
     return [*lateness({"the plan": late_share}), *misses(times_s), *repetitions({"the plan": runs_s})]
-
-
-def of_plans(table: "pd.DataFrame", *names: str) -> list[Alarm]:
-    """Of a table of executed plans, with predicted_ms, observed_ms (NaN: not executed) and late_share.
-
-    ``names``: the columns that name a row.
-    """
-    rows = table.dropna(subset="observed_ms")
-    labels = [", ".join(map(str, row)) for row in rows[list(names)].itertuples(index=False)]
-    times_s = zip(rows["predicted_ms"] / 1e3, rows["observed_ms"] / 1e3, strict=True)
-    late = lateness(dict(zip(labels, rows["late_share"], strict=True)))
-    return late + misses(dict(zip(labels, times_s, strict=True)))
 
 
 def repetitions(times_s: Mapping[str, Sequence[float]]) -> list[Alarm]:

@@ -193,7 +193,11 @@ def _add_problem(parser: argparse.ArgumentParser, batch_size: bool = True) -> No
 
 
 def _add_batch_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="samples per mini-batch over all workers")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help=f"samples per mini-batch over all workers; if not given {BATCH_SIZE}, or the plan's",
+    )
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

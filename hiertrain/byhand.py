@@ -8,14 +8,16 @@ import argparse
 import os
 import re
 import signal
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
 import torch
 from tqdm.auto import tqdm
 
-from hiertrain import files, memory
+from hiertrain import alarms, files, memory
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Answer, Beat, ClockReading, Iteration, Jobs, Report, Snapshot, TrainJob
 from hiertrain.modelfiles import WEIGHTS, save_model
@@ -64,12 +66,16 @@ class _Folder:
 
     def close(self, error: str | None) -> str:
         """Write the report; return what there is to say about it."""
+        times_s = [iteration.ended_s - iteration.started_s for iteration in self._done]
+        steady_s = times_s[1:] or times_s
+        alarming = alarms.misses({"this plan": (self._jobs.predicted_s, median(steady_s))} if steady_s else {})
         report = Report(
             worker=self._name,
             memory_kept=memory.is_kept(),
             error=error,
             iterations=tuple(self._done),
             clock=tuple(self._clock),
+            alarms=tuple(map(str, alarming)),
         )
         try:
             files.save(report, self._report)
@@ -77,9 +83,9 @@ class _Folder:
         except InputError as failure:
             where = f"no report: {failure}"
         self._bar.close()
-        times_s = [iteration.ended_s - iteration.started_s for iteration in self._done]
+        alarms.show(alarming)
         predicted = f"predicted: {self._jobs.predicted_s * 1e3:.2f} ms"
-        typical = f", {median(times_s) * 1e3:.2f} ms each (measured, median; {predicted})" if times_s else ""
+        typical = f", {median(steady_s) * 1e3:.2f} ms each (measured, median; {predicted})" if times_s else ""
         return f"worker {self._name}: {len(times_s)} iterations{typical}; {where}"
 
     def finish_model(self) -> str | None:
@@ -124,9 +130,14 @@ def train_by_hand(path: Path, folder: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # torchrun passes on what ends it
         signal.signal(number, signal.default_int_handler)
     pulse = Pulse(answers.put)
-    try:
+
+    def work() -> None:
         with pulse:
             train(name, job, answers.put, pulse)
+
+    try:
+        # Not in this thread: waiting for other machines inside the C++ of PyTorch, it would answer no signal.
+        ThreadPoolExecutor(1).submit(work).result()
     except (Exception, KeyboardInterrupt) as error:
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else in_one_line(error)
         where = pulse.where() or "before iteration 1"
@@ -158,6 +169,10 @@ def _own_job(path: Path) -> tuple[str, TrainJob, Jobs]:
             f"{path}: has {len(jobs.workers)} workers ({', '.join(jobs.workers)}), torchrun starts {size}; "
             f"they must be as many: --nnodes={len(jobs.workers)} --nproc-per-node=1"
         )
+    interface = os.environ["GLOO_SOCKET_IFNAME"]
+    known = [known for _, known in socket.if_nameindex()]
+    if interface not in known:
+        raise InputError(f"environment: GLOO_SOCKET_IFNAME {shown(interface)}: must be one of {', '.join(known)}")
     name = list(jobs.workers)[rank]
     return name, jobs.job(name, os.environ["MASTER_ADDR"], port), jobs
 

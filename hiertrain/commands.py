@@ -21,6 +21,7 @@ from hiertrain.network import Network
 from hiertrain.options import (
     BATCH_SIZE,
     EXECUTIONS,
+    batch_size,
     check_search,
     check_time_limit,
     constraints,
@@ -38,6 +39,7 @@ from hiertrain.solution import Solution
 from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
+from hiertrain.values import InputError
 
 if TYPE_CHECKING:
     from hiertrain.datasets import Dataset
@@ -141,7 +143,7 @@ def run_train(options: argparse.Namespace) -> None:
     plan, execution = given_plan(options, settings.data_holder)
     check_search(options, settings.workers)
     dataset = load_dataset(options.dataset, options.data)
-    training = training_of(options, dataset, plan.batch_size if plan else options.batch_size)
+    training = training_of(options, dataset, batch_size(options, plan))
     chain = build_model(**dict(training.model)).chain
     profile = files.load(Profile, options.profile) if options.profile else None
     network = files.load(Network, options.network) if options.network else None
@@ -186,7 +188,7 @@ def run_train(options: argparse.Namespace) -> None:
     if inexact_layers:
         print(f"not exact by nature, because of {'; '.join(inexact_layers)}")
     parameters |= {"plan": plan, "network": network, "inexact_layers": inexact_layers}
-    same_s = _earlier_s(root, plan, settings, execution, training)
+    same_s = _earlier_s(root, plan, settings, execution, training) if training.iterations > 1 else []
     seen = of_run(run.late_share, {"the plan": times, **alone}, [*same_s, times.observed_s])
     show(seen)
     results["alarms"] = foreseen + seen
@@ -201,6 +203,8 @@ def _folder_of_run(options: argparse.Namespace) -> Path:
 
     if not options.output:
         return new_run(RESULTS / "train")
+    if options.output.resolve() == (RESULTS / "reference").resolve():
+        raise InputError(f"{options.output}: is committed; choose another folder")
     records = [record_path(options.output.name, name, options.output.parent) for name in ("train", "train.failed")]
     for path in (*records, options.output / WEIGHTS):
         check_new(path, options.force)
@@ -223,7 +227,8 @@ def _earlier_s(root: Path, plan: Plan, settings: AnySettings, execution: Executi
     from hiertrain.records import same_runs
 
     same = {"plan": plan, "testbed": settings, "execution": execution, "training": {"model": training.model}}
-    return [statistics.median(one["iteration_s"][1:] or one["iteration_s"]) for one in same_runs("train", same, root)]
+    times_s = [one["iteration_s"][1:] for one in same_runs("train", same, root)]
+    return [statistics.median(steady_s) for steady_s in times_s if steady_s]
 
 
 def _results(run: "TrainingRun", training: Training, dataset: "Dataset", folder: Path) -> dict[str, Any]:
@@ -233,7 +238,7 @@ def _results(run: "TrainingRun", training: Training, dataset: "Dataset", folder:
 
     model = trained_model(training, run.snapshots[training.iterations], dataset)
     path, share = save_model(model, training, folder / WEIGHTS), accuracy(model, dataset)
-    print(f"test accuracy, trained on {', '.join(run.plan.participants)}: {share:.4f}")
+    print(f"test accuracy, trained on {', '.join(filter(run.plan.active, run.plan.workers))}: {share:.4f}")
     print(f"model: {path}")
     timeline = run.timeline(training.iterations - 1)
     return {"late_share": run.late_share, "last_timeline": timeline, **run.summary(), "accuracy": share}
@@ -261,11 +266,11 @@ def _results_of_one_process(training: Training, dataset: "Dataset", run: "Traini
 def _train_alone(testbed: "Testbed", problem: Problem, plan: Plan, training: Training) -> dict[str, Times]:
     """Times of single workers that do everything: of the one predicted to be the best, and near ones.
 
-    None are tried where the plan itself is one worker's.
+    None are tried where the plan itself is one worker's, or has no time to compare.
     """
     from hiertrain.stages import iterations_within, train
 
-    if sum(map(plan.active, plan.workers)) == 1:
+    if sum(map(plan.active, plan.workers)) == 1 or training.iterations == 1:  # the first one warms up
         return {}
     plans = single_worker_plans(problem)
     predicted_s = {name: iteration_s(problem, alone) for name, alone in plans.items()}

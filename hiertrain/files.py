@@ -20,10 +20,12 @@ from pydantic_core import ErrorDetails
 from hiertrain.values import InputError, Value, broken_rule, one_line, shown
 
 V = TypeVar("V", bound=BaseModel)
+W = TypeVar("W", bound=BaseModel)
 
 # A record of 100,000 iterations fits. Of larger files, a wrong one would be refused only after minutes and gigabytes.
 MOST_JSON_BYTES = 32 * 2**20
 MOST_VALUES = 10**6
+MOST_LINKS = 40  # that Linux follows
 MOST_YAML_BYTES = 256 * 1024  # written by hand; PyYAML takes a second for that
 # What a file is, by fields that it always has: files are given in each other's place.
 KINDS = {
@@ -45,6 +47,19 @@ def load(kind: type[V], path: str | os.PathLike[str]) -> V:
 
     Raises InputError that names the file, the field, the value and the rule.
     """
+    return parse(kind, _content(path), one_line(str(path)))
+
+
+def load_one_of(kinds: tuple[type[V], type[W]], path: str | os.PathLike[str]) -> V | W:
+    """Read what may be of either kind: the one whose fields it has, else the first. Raises InputError like ``load``."""
+    content = _content(path)
+    found = _kind_of(content)
+    kind = kinds[1] if found is not None and found == KINDS[kinds[1].__name__] else kinds[0]
+    return parse(kind, content, one_line(str(path)))
+
+
+def _content(path: str | os.PathLike[str]) -> object:
+    """What JSON or YAML says, within the limits. Raises InputError."""
     source = one_line(str(path))
     is_yaml = Path(path).suffix in (".yml", ".yaml")
     try:
@@ -52,9 +67,8 @@ def load(kind: type[V], path: str | os.PathLike[str]) -> V:
         if text.count(",") >= MOST_VALUES:
             raise InputError(f"too large; must have at most {MOST_VALUES} values")
         if is_yaml:
-            content = yaml.load(text, Loader=_PlainYaml)
-        else:
-            content = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+            return yaml.load(text, Loader=_PlainYaml)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     except OSError as error:
@@ -69,7 +83,6 @@ def load(kind: type[V], path: str | os.PathLike[str]) -> V:
         raise InputError(f"{source}: cannot be read: {one_line(str(error))}") from None
     except RecursionError:
         raise InputError(f"{source}: cannot be read: nested too deeply") from None
-    return parse(kind, content, source)
 
 
 def parse(kind: type[V], content: object, source: str) -> V:
@@ -183,12 +196,28 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
             partial.unlink(missing_ok=True)
 
 
+def _is_descriptor(path: str | os.PathLike[str]) -> bool:
+    """Whether the path leads through /proc to what a process has open."""
+    place = os.path.abspath(path)
+    for _ in range(MOST_LINKS):
+        folder = os.path.realpath(os.path.dirname(place))
+        if folder.startswith("/proc/"):
+            return True
+        if not os.path.islink(place):
+            break
+        place = os.path.join(folder, os.readlink(place))
+    return False
+
+
 def check_output(path: str | os.PathLike[str]) -> None:
     """Make the folder of a file that is to be written. Raises InputError when it cannot be written there.
 
-    So it is for what is no file, such as a device or a FIFO: nothing could replace it by a finished one.
+    So it is for what is no file, such as a device or a FIFO, and for a file that is open already, such as /dev/stdout:
+    nothing could replace it by a finished one.
     """
     source = f"{one_line(str(path))}: cannot be written"
+    if _is_descriptor(path):
+        raise InputError(f"{source}: it stands for a file that is open already")
     try:
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -290,6 +290,7 @@ class Report(Value):
     error: str | None  # None: all iterations are done
     iterations: tuple[Iteration, ...]
     clock: tuple[ClockReading, ...]
+    alarms: tuple[str, ...]  # as they were shown: see the module ``alarms``
 
 
 class Trained(Value):

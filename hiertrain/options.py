@@ -43,6 +43,15 @@ def given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | No
     return plan, execution
 
 
+def batch_size(options: argparse.Namespace, plan: Plan | None) -> int:
+    """The plan's, or that of the options. Raises InputError where they are two."""
+    if plan is None:
+        return BATCH_SIZE if options.batch_size is None else options.batch_size
+    if options.batch_size not in (None, plan.batch_size):
+        raise InputError(f"--batch-size {options.batch_size}: the plan's is {plan.batch_size}")
+    return plan.batch_size
+
+
 def constraints(options: argparse.Namespace) -> list[str]:
     """The options that leave out plans, of those that are set."""
     search = {"--root": options.root, "--exclude": options.exclude, "--memory-limit": options.memory_limit}
@@ -66,17 +75,13 @@ def check_search(options: argparse.Namespace, workers: Collection[str]) -> None:
 
 def load_plan(path: Path, execution: Execution) -> Plan:
     """A plan, from a plan file or from the solution file of the same execution."""
-    try:
-        return files.load(Plan, path)
-    except InputError as error:
-        try:
-            solution = files.load(Solution, path)
-        except InputError:
-            raise error from None
-    if solution.settings.execution != execution:
-        found = next((name for name, known in EXECUTIONS.items() if known == solution.settings.execution), "another")
-        raise InputError(f"{path}: was optimized with the execution {found!r}; give the same --execution")
-    return solution.plan
+    found = files.load_one_of((Plan, Solution), path)
+    if isinstance(found, Plan):
+        return found
+    if found.settings.execution != execution:
+        known = next((name for name, one in EXECUTIONS.items() if one == found.settings.execution), "another")
+        raise InputError(f"{path}: was optimized with the execution {known!r}; give the same --execution")
+    return found.plan
 
 
 def search_problem(
@@ -91,7 +96,7 @@ def search_problem(
     return Problem(
         profile,
         network,
-        plan.batch_size if plan else options.batch_size,
+        batch_size(options, plan),
         data_holder,
         execution,
         excluded=frozenset(options.exclude),

@@ -60,8 +60,8 @@ def verdict(
 ) -> str:
     """What the plan was worth, in one line.
 
-    ``alone``: of single workers that do everything, in the same session; none where the plan is one worker's, or none
-    may. ``proven``: no plan of these workers is faster.
+    ``alone``: of single workers that do everything, in the same session; none where the plan is one worker's, none may,
+    or nothing was timed. ``proven``: no plan of these workers is faster.
     ``single_accuracy``: after the same training in one process; None where there was none.
     """
     learnt = f"accuracy {accuracy:.1%}"
@@ -72,7 +72,7 @@ def verdict(
         worth = "is best here, to divide the work would gain nothing" if proven else "trains alone"
         return f"verdict: one machine, {computing[0]}, {worth}; {learnt}"
     if not alone:
-        return f"verdict: {len(computing)} workers train what no single machine may; {learnt}"
+        return f"verdict: {len(computing)} workers, and no single machine's time to compare with; {learnt}"
     best = min(alone, key=lambda name: alone[name].observed_s)
     speedup, predicted = alone[best].observed_s / times.observed_s, alone[best].predicted_s / times.predicted_s
     return (

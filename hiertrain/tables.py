@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hiertrain import files
+from hiertrain import alarms, files
+from hiertrain.alarms import Alarm
 from hiertrain.chain import Chain
 from hiertrain.network import Network
 from hiertrain.paths import RESULTS
@@ -261,3 +262,15 @@ def action_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Timeli
 def convergence_table(policy: str, losses: Sequence[float], elapsed_s: Sequence[float]) -> pd.DataFrame:
     """One row per iteration: the loss of its mini-batch, and the time at its end."""
     return pd.DataFrame({"policy": policy, "iteration": range(1, len(losses) + 1), "time_s": elapsed_s, "loss": losses})
+
+
+def plan_alarms(table: pd.DataFrame, *names: str) -> list[Alarm]:
+    """Alarms of a table of executed plans, with predicted_ms, observed_ms (NaN: not executed) and late_share.
+
+    ``names``: the columns that name a row.
+    """
+    rows = table.dropna(subset="observed_ms")
+    labels = [", ".join(map(str, row)) for row in rows[list(names)].itertuples(index=False)]
+    times_s = zip(rows["predicted_ms"] / 1e3, rows["observed_ms"] / 1e3, strict=True)
+    late = alarms.lateness(dict(zip(labels, rows["late_share"], strict=True)))
+    return late + alarms.misses(dict(zip(labels, times_s, strict=True)))

@@ -6,6 +6,7 @@ have sizes and no data, so that nothing is computed and no buffer or random stre
 """
 
 import io
+import logging
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -24,6 +25,10 @@ from hiertrain.values import InputError
 
 # Two batch sizes tell a dimension that counts samples from one that happens to have the same size.
 PROBE_BATCHES = (2, 3)
+
+
+# Where a fake tensor cannot be computed, PyTorch logs a page; the reason is in our error.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)

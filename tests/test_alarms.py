@@ -8,6 +8,7 @@ from hiertrain import alarms
 from hiertrain.network import Link, LinkMeasurement, Network
 from hiertrain.plan import Assignment, Plan
 from hiertrain.profile import Profile
+from hiertrain.tables import plan_alarms
 from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, NetnsWorker, SshSettings, WorkerSettings
 
 
@@ -134,10 +135,10 @@ def test_a_table_of_plans():
             "late_share": [0.02, 0.0, np.nan],
         }
     )
-    late, missed = alarms.of_plans(table, "model", "policy")
+    late, missed = plan_alarms(table, "model", "policy")
     assert "(m, x; 1 of 2" in late.what
     assert "(m, y; 1 of 2" in missed.what
-    assert alarms.of_plans(table[2:], "model", "policy") == []
+    assert plan_alarms(table[2:], "model", "policy") == []
 
 
 def test_each_is_shown_once_with_what_to_do(capsys):

@@ -17,7 +17,7 @@ from hiertrain.arguments import parser
 from hiertrain.cli import main
 from hiertrain.network import Network
 from hiertrain.options import BATCH_SIZE, memory_limit
-from hiertrain.paths import NOTEBOOKS
+from hiertrain.paths import NOTEBOOKS, RESULTS
 from hiertrain.profile import Profile
 from hiertrain.records import load_record
 from hiertrain.solution import Solution
@@ -309,6 +309,8 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
         (["--learning-rate", "inf"], "learning_rate: must be a finite number, got inf"),
         (["--output", "/tmp/my run"], "run name 'my run'"),
         (["--plan", str(folder / "plan.json"), "--root", "edge"], "--root: has no effect with --plan"),
+        (["--plan", str(folder / "plan.json"), "--batch-size", "7"], "--batch-size 7: the plan's is"),
+        (["--output", str(RESULTS / "reference")], "results/reference: is committed; choose another folder"),
         (["--plan", str(folder / "plan.json")], "the root 'edge' has depth 3"),
         (["--execution", "jalad"], "--execution jalad: needs --plan; the solver knows no 8-bit activations"),
         (["--testbed", "/nowhere.yml"], "/nowhere.yml: No such file"),
@@ -401,7 +403,8 @@ def test_all_three_stages_from_the_command_line(
 def test_defaults_are_those_of_the_notebooks() -> None:
     parsed = [["train"], ["optimize", "--profile", "p", "--network", "n"]]
     parsed += [["jobs", "--profile", "p", "--network", "n", "--plan", "s"]]
-    defaults = [vars(parser().parse_args(line)) for line in parsed]
+    # Where none is given, a plan may have its own.
+    defaults = [{**vars(parser().parse_args(line)), "batch_size": BATCH_SIZE} for line in parsed]
     compared = set()
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         for name, value in default_parameters(path).items():

@@ -282,3 +282,20 @@ def assert_loads_or_says_why(kind: type[BaseModel], path: Path) -> None:
     assert message.startswith(f"{path}: ")
     assert message.isprintable()
     assert len(message) < 2000
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").is_symlink(), reason="needs /dev/stdout as on Linux")
+@pytest.mark.parametrize("path", ["/dev/stdout", "/proc/self/fd/1"])
+def test_what_is_open_already_is_not_replaced(path: str) -> None:
+    with pytest.raises(InputError, match=f"{path}: cannot be written: it stands for a file that is open already"):
+        files.check_output(path)
+
+
+def test_of_two_kinds_the_one_that_the_file_is_names_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "either.json"
+    path.write_text('{"plan": {}, "objective_s": true, "bound_s": 1}')
+    with pytest.raises(InputError, match=r"either\.json: plan\.batch_size: missing"):
+        files.load_one_of((Plan, Solution), path)
+    path.write_text('{"batch_size": 0, "data_holder": "a", "workers": {}}')
+    with pytest.raises(InputError, match=r"either\.json: batch_size: "):
+        files.load_one_of((Plan, Solution), path)

@@ -64,9 +64,9 @@ def test_the_verdict_on_a_plan_of_one_worker_claims_no_more_than_is_proven(prove
     )
 
 
-def test_the_verdict_where_no_single_machine_may_train_it_all() -> None:
+def test_the_verdict_where_there_is_no_single_machine_to_compare_with() -> None:
     assert verdict(THREE, "emulated", Times(0.1, 0.1), {}, 0.5, None, proven=True) == (
-        "verdict: 3 workers train what no single machine may; accuracy 50.0%"
+        "verdict: 3 workers, and no single machine's time to compare with; accuracy 50.0%"
     )
 
 

@@ -13,7 +13,6 @@ from hiertrain.testbeds.ssh import ssh_hosts
 from hiertrain.values import InputError, Interrupted
 
 AUTOMATIC = "auto"
-SUFFIXES = (".yml", ".yaml")
 
 
 def find_testbed(name: str) -> AnySettings:
@@ -22,7 +21,7 @@ def find_testbed(name: str) -> AnySettings:
     ``auto``: those of ``netns`` where this machine allows it, else of ``local``, which has the same workers and rates.
     Raises InputError for an unknown name, with the known ones, and as ``load_testbed`` does.
     """
-    if name.endswith(SUFFIXES) or Path(name).name != name:
+    if Path(name).suffix or Path(name).name != name:
         return load_testbed(name)
     known = known_testbeds()
     file = ("local" if missing() else "netns") if name == AUTOMATIC else name
