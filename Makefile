@@ -24,7 +24,7 @@ reproduce: $(READY) ## execute the notebooks and write results/quick/report.html
 
 test: $(READY) ## unit tests, and beside them the smoke notebooks: much of either is waiting
 	@mkdir -p results
-	@$(BIN)/hiertrain reproduce smoke > results/smoke.log 2>&1 & smoke=$$!; trap "kill $$smoke 2> /dev/null" EXIT; \
+	@OMP_NUM_THREADS=1 $(BIN)/hiertrain reproduce smoke > results/smoke.log 2>&1 & smoke=$$!; trap "kill $$smoke 2> /dev/null" EXIT; \
 		$(BIN)/python -m pytest -n 2 --dist worksteal; tests=$$?; \
 		echo "make: the smoke notebooks:"; wait $$smoke; notebooks=$$?; cat results/smoke.log; \
 		exit $$((tests || notebooks))
