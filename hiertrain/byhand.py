@@ -24,7 +24,7 @@ from hiertrain.modelfiles import WEIGHTS, save_model
 from hiertrain.models import build_model
 from hiertrain.runtime import unpack_weights
 from hiertrain.stages import accuracy, estimate_statistics
-from hiertrain.training import keep_iteration
+from hiertrain.training import keep_iteration, steady
 from hiertrain.values import MOST_WORKERS, InputError, shown
 from hiertrain.worker import Pulse, in_one_line, train
 
@@ -67,7 +67,7 @@ class _Folder:
     def close(self, error: str | None) -> str:
         """Write the report; return what there is to say about it."""
         times_s = [iteration.ended_s - iteration.started_s for iteration in self._done]
-        steady_s = times_s[1:] or times_s
+        steady_s = steady(times_s)
         alarming = alarms.misses({"this plan": (self._jobs.predicted_s, median(steady_s))} if steady_s else {})
         report = Report(
             worker=self._name,

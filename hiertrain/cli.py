@@ -38,7 +38,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     from pydantic import ValidationError
 
     from hiertrain.arguments import parser
-    from hiertrain.values import InputError, RunError
+    from hiertrain.values import InputError, RunError, broken_rule, shown
 
     try:
         options = parser().parse_args(arguments)
@@ -49,9 +49,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         _say(f"error: {error}")
         return 2
     except ValidationError as error:  # what was given is within its bounds, what was computed from it is not
-        first = error.errors()[0]
+        first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        _say(f"failed: a computed {error.title} has {where} {first['input']!r:.60}: {first['msg'].lower()}")
+        _say(f"failed: a computed {error.title} has the {where} {shown(first['input'])}: {broken_rule(first)}")
         return 1
     except ModuleNotFoundError as error:  # a worker's machine has only what workers need
         _say(f"error: this command needs {error.name}; in a checkout: pip install '.[notebooks]'")

@@ -60,9 +60,7 @@ def _amounts(rows: pd.DataFrame, need: Need) -> pd.Series:
 
 def _with_text(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """The points as text, in which a value that is missing equals itself, and 128 a number that was read as 128.0."""
-    return (
-        rows[keys].map(lambda value: repr(float(value)) if isinstance(value, int | float) else str(value)).astype(str)
-    )
+    return rows[keys].map(lambda value: str(float(value) if isinstance(value, int | float) else value)).astype(str)
 
 
 def needed(needs: Sequence[Need], decided: str | None) -> str:

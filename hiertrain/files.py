@@ -54,7 +54,7 @@ def load_one_of(kinds: tuple[type[V], type[W]], path: str | os.PathLike[str]) ->
     """Read what may be of either kind: the one whose fields it has, else the first. Raises InputError like ``load``."""
     content = _content(path)
     found = _kind_of(content)
-    kind = kinds[1] if found is not None and found == KINDS[kinds[1].__name__] else kinds[0]
+    kind = kinds[1] if found == KINDS[kinds[1].__name__] else kinds[0]
     return parse(kind, content, one_line(str(path)))
 
 

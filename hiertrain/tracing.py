@@ -26,7 +26,6 @@ from hiertrain.values import InputError
 # Two batch sizes tell a dimension that counts samples from one that happens to have the same size.
 PROBE_BATCHES = (2, 3)
 
-
 # Where a fake tensor cannot be computed, PyTorch logs a page; the reason is in our error.
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 

@@ -59,6 +59,11 @@ def keep_iteration(done: list[Iteration], iteration: Iteration) -> None:
             done[number] = done[number].model_copy(update={"spans": ()})
 
 
+def steady(iteration_s: Sequence[float]) -> Sequence[float]:
+    """The times of the iterations after the first, which warms up; of a single one, its own."""
+    return iteration_s[1:] or iteration_s
+
+
 def _stride(iterations: int) -> int:
     """The least power of two of which ``iterations`` has at most ``MOST_SPANS`` multiples."""
     return 1 << (max(0, iterations - 1) // MOST_SPANS).bit_length()
@@ -114,8 +119,8 @@ class TrainingRun:
 
     @property
     def steady_s(self) -> tuple[float, ...]:
-        """The times of the iterations after the first, which warms up; of a single one, its own."""
-        return self.iteration_s[1:] or self.iteration_s
+        """The ``steady`` ones of the times of its iterations."""
+        return tuple(steady(self.iteration_s))
 
     @property
     def clock_error_s(self) -> float:

@@ -18,7 +18,7 @@ from hiertrain.cli import main
 from hiertrain.network import Network
 from hiertrain.options import BATCH_SIZE, memory_limit
 from hiertrain.paths import NOTEBOOKS, RESULTS
-from hiertrain.profile import Profile
+from hiertrain.profile import LayerCost, Profile
 from hiertrain.records import load_record
 from hiertrain.solution import Solution
 from hiertrain.values import InputError
@@ -398,6 +398,16 @@ def test_all_three_stages_from_the_command_line(
     difference = record.results["largest_loss_difference"]
     assert isinstance(difference, float)
     assert 1e-5 < difference < 0.1
+
+
+def test_a_computed_value_beyond_its_bounds_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiertrain.commands.run_links", lambda _: LayerCost(fixed_s=1.0, per_sample_s=0.5).scaled(1e9))
+    assert main(["links"]) == 1
+    assert capsys.readouterr().err == (
+        "hiertrain: failed: a computed LayerCost has the fixed_s 1000000000.0: must be at most 1000000\n"
+    )
 
 
 def test_defaults_are_those_of_the_notebooks() -> None:
