@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from hiertrain.network import Network
-from hiertrain.plan import Plan
-from hiertrain.profile import Profile
+from hiertrain.problem.network import Network
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.profile import Profile
 from hiertrain.residuals import LIMIT as RESIDUAL
 from hiertrain.residuals import missed
 from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshSettings

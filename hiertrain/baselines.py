@@ -9,11 +9,13 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from hiertrain.bounds import Boxes, Evaluator, Floats, Tree
-from hiertrain.chain import Chain
+from hiertrain.bounds import Boxes, Evaluator, Floats
 from hiertrain.cost import iteration_s, memory_bytes
 from hiertrain.integers import TIE
-from hiertrain.plan import Assignment, Plan, Problem
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.tree import Tree
 from hiertrain.search import Candidate
 from hiertrain.values import InputError
 

@@ -12,7 +12,8 @@ import pandas as pd
 
 from hiertrain.cost import iteration_s
 from hiertrain.jobs import Rival, Training
-from hiertrain.plan import Assignment, Plan, Problem
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.problem import Problem
 from hiertrain.stages import train, train_as_rival
 from hiertrain.testbeds.base import Testbed
 from hiertrain.training import TrainingRun

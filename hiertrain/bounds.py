@@ -7,13 +7,13 @@ Arrays have the shape (k, P), for the k workers of the tree in its order and P b
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertrain.plan import Problem
-from hiertrain.profile import LayerCost, bends_of
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import LayerCost, bends_of
+from hiertrain.problem.tree import Tree
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -23,29 +23,6 @@ Mask = NDArray[np.bool_]
 LONGEST_S = 1e200
 # Boxes that one pass takes at most; more would leave the processor's cache.
 PASS_LIMIT = 16_384
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A rooted tree of active workers. Each worker stands after its parent; the root stands first."""
-
-    workers: tuple[str, ...]
-    parents: tuple[int, ...]  # the position of each worker's parent; -1 for the root
-
-    @cached_property
-    def children(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(
-            tuple(child for child, parent in enumerate(self.parents) if parent == position)
-            for position in range(len(self.workers))
-        )
-
-    @cached_property
-    def subtrees(self) -> tuple[tuple[int, ...], ...]:
-        """The positions at and below each position."""
-        below: list[tuple[int, ...]] = [(position,) for position in range(len(self.workers))]
-        for position in reversed(range(1, len(self.workers))):
-            below[self.parents[position]] += below[position]
-        return tuple(below)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hiertrain import files
 from hiertrain.alarms import crowding, misfits, of_run, show, spreads
 from hiertrain.baselines import single_worker_plan, single_worker_plans
-from hiertrain.chain import Chain
 from hiertrain.cost import iteration_s
 from hiertrain.jobs import Jobs, ModelSettings, Training
 from hiertrain.memory import KEPT
-from hiertrain.network import Network
 from hiertrain.options import (
     BATCH_SIZE,
     EXECUTIONS,
@@ -32,10 +30,14 @@ from hiertrain.options import (
     training_of,
 )
 from hiertrain.paths import RESULTS
-from hiertrain.plan import Execution, Plan, Problem
-from hiertrain.profile import Profile
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Network
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Profile
+from hiertrain.problem.solution import Solution
 from hiertrain.program import compile_plan, dry_run, simulate
-from hiertrain.solution import Solution
 from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
@@ -134,7 +136,7 @@ def run_train(options: argparse.Namespace) -> None:
     """Stage 3: train by a plan, and on one process for comparison; write a record."""
     from hiertrain.datasets import load_dataset
     from hiertrain.models import build_model
-    from hiertrain.quantization import quantized_layers
+    from hiertrain.problem.plan import quantized_layers
     from hiertrain.records import recorded, save_record
     from hiertrain.stages import check_profile, check_training, measure_layers, measure_links, train
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hiertrain.chain import Chain
 from hiertrain.datasets import Dataset
 from hiertrain.experiments import (
     Emulated,
@@ -25,9 +24,11 @@ from hiertrain.experiments import (
     work_parameters,
 )
 from hiertrain.jobs import Training
-from hiertrain.plan import Assignment, Plan, Problem
 from hiertrain.policies import Policy
-from hiertrain.profile import Profile
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Profile
 from hiertrain.reference import ReferenceRun
 from hiertrain.stages import accuracy, train, trained_model
 from hiertrain.testbeds import changing_testbed

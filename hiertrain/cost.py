@@ -6,7 +6,8 @@ from the start of the iteration. ``simulate`` times the compiled program instead
 
 from typing import NamedTuple
 
-from hiertrain.plan import Plan, Problem, check_plan
+from hiertrain.problem.plan import Plan, check_plan
+from hiertrain.problem.problem import Problem
 
 
 class Message(NamedTuple):

@@ -20,9 +20,11 @@ from hiertrain import files
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import ModelSettings, OptimizerSettings, Training
 from hiertrain.paths import DATA
-from hiertrain.plan import Execution, Plan, Problem
 from hiertrain.policies import POLICIES, Policy, find_policies
-from hiertrain.profile import Profile
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Profile
 from hiertrain.program import SENDS, Kind, compile_plan, simulate
 from hiertrain.records import recall, remembered
 from hiertrain.stages import iterations_within, train, training_settings

@@ -10,7 +10,8 @@ from itertools import product
 import numpy as np
 
 from hiertrain.cost import iteration_s
-from hiertrain.plan import Assignment, Plan, Problem, misfit
+from hiertrain.problem.plan import Assignment, Plan, misfit
+from hiertrain.problem.problem import Problem
 
 SHARES = 4  # own samples are multiples of this fraction of the mini-batch
 DEPTHS = 8  # at most so many depths are tried per worker

@@ -7,7 +7,7 @@ the largest.
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertrain.profile import Bend, LayerCost, LayerTimes, TimingPoint
+from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, TimingPoint
 from hiertrain.residuals import LIMIT
 
 Floats = NDArray[np.float64]

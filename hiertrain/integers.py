@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hiertrain.bounds import LONGEST_S, Floats, Integers, Tree
-from hiertrain.plan import Problem
-from hiertrain.profile import bends_of
+from hiertrain.bounds import LONGEST_S, Floats, Integers
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import bends_of
+from hiertrain.problem.tree import Tree
 
 # Times that differ by a smaller share than this are the same to the solver.
 TIE = 5e-7

@@ -11,9 +11,10 @@ from typing import IO, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hiertrain.network import Link
-from hiertrain.plan import Execution, Plan
-from hiertrain.profile import Accelerator, WorkerProfile
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.profile import Accelerator, WorkerProfile
 from hiertrain.values import (
     MOST_WORKERS,
     BatchSize,

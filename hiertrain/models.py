@@ -23,8 +23,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.nn import functional
 
-from hiertrain.chain import Chain, Layer
 from hiertrain.probing import check_training, copied, inexact_layers, random_state
+from hiertrain.problem.chain import Chain, Layer
 from hiertrain.tracing import PROBE_BATCHES, cut, reasons_for
 from hiertrain.values import InputError
 

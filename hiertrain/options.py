@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from hiertrain import files
 from hiertrain.jobs import Machine, ModelSettings, OptimizerSettings, Training
-from hiertrain.network import Network
-from hiertrain.plan import Execution, Plan, Problem
-from hiertrain.profile import Profile
-from hiertrain.solution import Solution
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Network
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Profile
+from hiertrain.problem.solution import Solution
 from hiertrain.values import InputError, PositiveSeconds, check
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from functools import cached_property
 
 from hiertrain.baselines import best_chain, best_layer_parallel
 from hiertrain.cost import iteration_s
-from hiertrain.plan import Plan, Problem
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.solution import Shape
 from hiertrain.scheduling import optimize
-from hiertrain.solution import Shape
 from hiertrain.values import InputError, RunError
 
 # The chains of workers that split layers only; all samples start on the first worker that computes.

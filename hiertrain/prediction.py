@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from hiertrain.alarms import misfits, repetitions, spreads
 from hiertrain.families import family_plans
 from hiertrain.jobs import ModelSettings, Training
-from hiertrain.plan import Problem
-from hiertrain.profile import Profile
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Profile
 from hiertrain.program import compile_plan, simulate
 from hiertrain.records import remembered
 from hiertrain.scheduling import optimize

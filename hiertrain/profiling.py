@@ -17,7 +17,7 @@ from hiertrain import memory
 from hiertrain.fitting import fit_layers
 from hiertrain.jobs import Probed, ProbeJob, ProfileJob
 from hiertrain.models import ChainModel, build_model, summed_loss
-from hiertrain.profile import Measurement, Step, TimingPoint, WorkerProfile
+from hiertrain.problem.profile import Measurement, Step, TimingPoint, WorkerProfile
 from hiertrain.runtime import build_optimizer, synchronize
 from hiertrain.transport import Transport
 from hiertrain.values import InputError

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from hiertrain.chain import Chain
-from hiertrain.network import Network
-from hiertrain.plan import Execution, Plan, check_plan
-from hiertrain.profile import Profile, WorkerProfile
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Network
+from hiertrain.problem.plan import Plan, check_plan
+from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.values import InputError
 
 

@@ -8,8 +8,7 @@ of each message, without entropy coding; and, since the model is trained, the sa
 import torch
 from torch import Tensor
 
-from hiertrain.chain import Chain
-from hiertrain.plan import SCALE_BYTES, Execution, Plan
+from hiertrain.problem.execution import SCALE_BYTES
 
 STEPS = 255
 # Float64 throughout: the range of float32 values may exceed their greatest value, or have no inverse among them.
@@ -41,11 +40,3 @@ def dequantize(message: Tensor, shape: tuple[int, ...]) -> Tensor:
     least, greatest = message[:SCALE_BYTES].view(torch.float32).double()
     restored = torch.lerp(least, greatest, SHARES).float()  # exact at both ends
     return restored.index_select(0, message[SCALE_BYTES:].int()).reshape(shape)
-
-
-def quantized_layers(plan: Plan, chain: Chain, execution: Execution) -> tuple[str, ...]:
-    """The layers after which the plan sends 8 bits, each with this cause: what ``Chain.inexact_layers`` cannot know."""
-    if execution.activation_encoding == "float32":
-        return ()
-    depths = {part.depth for name, part in plan.workers.items() if plan.active(name)} - {chain.depth}
-    return tuple(f"{chain.layers[depth - 1].name}: 8-bit activations" for depth in sorted(depths))

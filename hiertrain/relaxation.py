@@ -15,9 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linprog
 
-from hiertrain.bounds import Floats, Integers, Tree
+from hiertrain.bounds import Floats, Integers
 from hiertrain.cost import iteration_s
-from hiertrain.plan import Plan, Problem, misfit
+from hiertrain.problem.plan import Plan, misfit
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.tree import Tree
 from hiertrain.search import Candidate
 from hiertrain.values import InputError
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hiertrain.plan import Plan
-from hiertrain.profile import Profile, Step
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.profile import Profile, Step
 
 # A cost that is further than this from its measured points misses them.
 LIMIT = 0.1

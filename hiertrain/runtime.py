@@ -15,8 +15,9 @@ from torch import Tensor
 
 from hiertrain.jobs import Iteration, OptimizerSettings
 from hiertrain.models import ChainModel, summed_loss
-from hiertrain.plan import Execution, Plan
-from hiertrain.profile import WorkerProfile
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.profile import WorkerProfile
 from hiertrain.program import RECEIVES, SEND_OF, SENDS, Action, Kind, compile_plan, compute_s
 from hiertrain.quantization import dequantize, quantize
 from hiertrain.transport import Departure, Transport, sleep_until

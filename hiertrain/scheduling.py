@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import count, islice
 
-from hiertrain.bounds import Tree, any_plan_bound_s
+from hiertrain.bounds import any_plan_bound_s
 from hiertrain.files import parse
 from hiertrain.integers import TIE
-from hiertrain.plan import Problem
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.solution import Progress, Settings, Shape, Solution
+from hiertrain.problem.tree import Tree
 from hiertrain.search import Candidate, Searched, bounded, chosen, larger, least_s, rank, relaxations, trees
-from hiertrain.solution import Progress, Settings, Shape, Solution
 from hiertrain.treemodel import any_plan, new_solver, solve_tree
 from hiertrain.values import InputError, RunError
 

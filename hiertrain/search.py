@@ -11,11 +11,13 @@ from itertools import combinations, permutations, product
 
 import numpy as np
 
-from hiertrain.bounds import Boxes, Evaluator, Floats, Integers, Tree, any_plan_bound_s
+from hiertrain.bounds import Boxes, Evaluator, Floats, Integers, any_plan_bound_s
 from hiertrain.cost import iteration_s
 from hiertrain.integers import TIE
-from hiertrain.plan import Assignment, Plan, Problem
-from hiertrain.solution import Shape
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.solution import Shape
+from hiertrain.problem.tree import Tree
 
 # Trees with more combinations of depths than this are not bounded.
 NARROWING_LIMIT = 100_000

@@ -13,7 +13,6 @@ import torch
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
-from hiertrain.chain import Chain
 from hiertrain.cost import iteration_s
 from hiertrain.datasets import Dataset, iterations_per_epoch
 from hiertrain.files import parse
@@ -35,9 +34,11 @@ from hiertrain.jobs import (
     TrainJob,
 )
 from hiertrain.models import ChainModel, build_model
-from hiertrain.network import Link, LinkMeasurement, Network
-from hiertrain.plan import Plan, Problem, check_plan
-from hiertrain.profile import Profile, WorkerProfile
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.network import Link, LinkMeasurement, Network
+from hiertrain.problem.plan import Plan, check_plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.program import Program, compile_plan, dry_run
 from hiertrain.runtime import unpack_weights
 from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError

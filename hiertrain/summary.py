@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hiertrain.chain import Chain
-from hiertrain.network import Link
-from hiertrain.plan import Plan
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.network import Link
+from hiertrain.problem.plan import Plan
 
 
 def plan_lines(plan: Plan, chain: Chain) -> list[str]:

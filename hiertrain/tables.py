@@ -9,11 +9,11 @@ import pandas as pd
 
 from hiertrain import alarms, files
 from hiertrain.alarms import Alarm
-from hiertrain.chain import Chain
-from hiertrain.network import Network
 from hiertrain.paths import RESULTS
-from hiertrain.plan import Plan
-from hiertrain.profile import Profile
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.network import Network
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.profile import Profile
 from hiertrain.program import RECEIVES, SENDS, Kind, Span, Timeline, receipts
 from hiertrain.records import run_folder
 from hiertrain.residuals import Residual, residuals

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from hiertrain.jobs import ClockReading, Iteration
-from hiertrain.plan import Plan
+from hiertrain.problem.plan import Plan
 from hiertrain.program import Program, Span, Timeline, receipts
 from hiertrain.values import InputError
 

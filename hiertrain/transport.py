@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from hiertrain.jobs import ClockReading, Group
-from hiertrain.network import Link
+from hiertrain.problem.network import Link
 from hiertrain.values import RunError
 
 CLOCK_EXCHANGES = 10

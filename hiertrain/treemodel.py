@@ -10,9 +10,10 @@ from typing import cast
 import numpy as np
 from ortools.sat.python import cp_model
 
-from hiertrain.bounds import Boxes, Integers, Tree
+from hiertrain.bounds import Boxes, Integers
 from hiertrain.integers import IntegerCosts, Way, integer_costs
-from hiertrain.plan import Problem
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.tree import Tree
 from hiertrain.search import Candidate, ranges
 
 # Deterministic seconds of the first attempt at a tree; each further one has twice as many, another seed, and boxes

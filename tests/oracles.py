@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hiertrain.cost import memory_bytes
-from hiertrain.plan import Assignment, Plan, Problem
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.problem import Problem
 from hiertrain.program import compile_plan, simulate
 
 Numbers = NDArray[np.int64]

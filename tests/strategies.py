@@ -7,11 +7,13 @@ from itertools import permutations
 import numpy as np
 from hypothesis import strategies as st
 
-from hiertrain.chain import Layer
 from hiertrain.cost import memory_bytes
-from hiertrain.network import Link, Network
-from hiertrain.plan import Assignment, Execution, Plan, Problem
-from hiertrain.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.chain import Layer
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link, Network
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
 
 NAMES = ("device", "edge", "cloud", "cloud-2")
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from hiertrain import alarms
-from hiertrain.network import Link, LinkMeasurement, Network
-from hiertrain.plan import Assignment, Plan
-from hiertrain.profile import Profile
+from hiertrain.problem.network import Link, LinkMeasurement, Network
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.profile import Profile
 from hiertrain.tables import plan_alarms
 from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, NetnsWorker, SshSettings, WorkerSettings
 

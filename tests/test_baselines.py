@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain.baselines import best_chain, best_layer_parallel, single_worker_plan, single_worker_plans
-from hiertrain.chain import Layer
 from hiertrain.cost import iteration_s, memory_bytes
 from hiertrain.integers import TIE
-from hiertrain.network import Link, Network
-from hiertrain.plan import Assignment, Execution, Plan, Problem, check_plan
-from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.chain import Layer
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link, Network
+from hiertrain.problem.plan import Assignment, Plan, check_plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program import compile_plan, simulate
 from hiertrain.values import InputError
 from tests.strategies import problems

@@ -17,7 +17,8 @@ from hiertrain.benchmarks import (
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Iteration
 from hiertrain.models import build_model
-from hiertrain.plan import Assignment, Execution
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.plan import Assignment
 from hiertrain.program import Program
 from hiertrain.stages import training_settings
 from hiertrain.testbeds.base import Testbed

@@ -25,9 +25,9 @@ from hiertrain.jobs import Beat, Iteration, Jobs, Report, Snapshot, TrainJob
 from hiertrain.memory import KEPT, worker_environment
 from hiertrain.modelfiles import load_model
 from hiertrain.models import build_model
-from hiertrain.network import Link, Network
-from hiertrain.plan import Assignment, Plan
-from hiertrain.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile
+from hiertrain.problem.network import Link, Network
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile
 from hiertrain.program import compile_plan
 from hiertrain.reference import train_on_one_process
 from hiertrain.runtime import pack_weights

@@ -15,12 +15,12 @@ from hiertrain import files
 from hiertrain.alarms import loaded
 from hiertrain.arguments import parser
 from hiertrain.cli import main
-from hiertrain.network import Network
 from hiertrain.options import BATCH_SIZE, memory_limit
 from hiertrain.paths import NOTEBOOKS, RESULTS
-from hiertrain.profile import LayerCost, Profile
+from hiertrain.problem.network import Network
+from hiertrain.problem.profile import LayerCost, Profile
+from hiertrain.problem.solution import Solution
 from hiertrain.records import load_record
-from hiertrain.solution import Solution
 from hiertrain.values import InputError
 from tests.conftest import OpenLocal
 

@@ -12,8 +12,8 @@ from hiertrain.datasets import load_dataset
 from hiertrain.experiments import check_emulated, effective_execution, problem_at, setting_of
 from hiertrain.jobs import ModelSettings
 from hiertrain.models import build_model
-from hiertrain.plan import Problem
 from hiertrain.policies import Policy
+from hiertrain.problem.problem import Problem
 from hiertrain.reference import ReferenceRun, train_on_one_process
 from hiertrain.stages import training_settings
 from hiertrain.testbeds import find_testbed

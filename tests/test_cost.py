@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 
 from hiertrain.cost import iteration_s
-from hiertrain.plan import Plan, Problem
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.problem import Problem
 from hiertrain.program import compile_plan, simulate
 from tests.strategies import planned_problems
 

@@ -26,8 +26,9 @@ from hiertrain.experiments import (
     varied,
     work_parameters,
 )
-from hiertrain.plan import Assignment, Execution, Plan
 from hiertrain.policies import Policy
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.stages import MOST_TIMED, iterations_within
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from hiertrain.cost import iteration_s
 from hiertrain.families import family_plans
-from hiertrain.plan import Execution, Plan, Problem, check_plan
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.plan import Plan, check_plan
+from hiertrain.problem.problem import Problem
 from hiertrain.program import RECEIVES, SENDS, compile_plan, receipts
 from tests.strategies import planned_problems, problems, with_least_samples
 

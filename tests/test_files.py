@@ -15,13 +15,13 @@ from pydantic import BaseModel
 
 from hiertrain import files
 from hiertrain.jobs import Jobs, Report
-from hiertrain.network import Network
 from hiertrain.parameters import ParameterFile
-from hiertrain.plan import Plan
-from hiertrain.profile import Profile
+from hiertrain.problem.network import Network
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.profile import Profile
+from hiertrain.problem.solution import Solution
 from hiertrain.records import Record
 from hiertrain.reproduce import NotebookRecord
-from hiertrain.solution import Solution
 from hiertrain.testbeds.settings import LocalSettings, _TestbedFile
 from hiertrain.values import InputError, Value
 

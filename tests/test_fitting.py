@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hiertrain.fitting import fit_cost
-from hiertrain.profile import LayerCost, TimingPoint
+from hiertrain.problem.profile import LayerCost, TimingPoint
 from hiertrain.residuals import LIMIT
 
 

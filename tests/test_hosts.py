@@ -12,8 +12,8 @@ from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Answer, Beat, Job, ModelSettings, OptimizerSettings, Progress, Snapshot
 from hiertrain.memory import worker_environment
 from hiertrain.models import build_model
-from hiertrain.network import Network
-from hiertrain.plan import Execution
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Network
 from hiertrain.program import SEND_OF
 from hiertrain.stages import train, training_settings
 from hiertrain.testbeds.base import Host, OnEvent, Testbed, WorkerError

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from hiertrain.chain import Chain
 from hiertrain.models import OWN_MODELS, ChainModel, build_model, chain_from_module, model_names, summed_loss
+from hiertrain.problem.chain import Chain
 from hiertrain.torchvision_ops import torchvision
 from hiertrain.values import InputError
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hiertrain.network import Link
+from hiertrain.problem.network import Link
 from hiertrain.testbeds import find_testbed, netns, open_testbed
 from hiertrain.testbeds.netns import (
     CpuController,

@@ -17,9 +17,9 @@ import yaml
 from hiertrain.baselines import single_worker_plans
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import ModelSettings
-from hiertrain.network import Network
 from hiertrain.paths import ROOT
-from hiertrain.plan import Problem
+from hiertrain.problem.network import Network
+from hiertrain.problem.problem import Problem
 from hiertrain.publishing import filled, readme_tables
 from hiertrain.stages import measure_layers, train, training_settings
 from hiertrain.testbeds.base import Host, Testbed

@@ -12,11 +12,13 @@ from hiertrain import files, policies
 from hiertrain.cost import iteration_s
 from hiertrain.figures import POLICY_STYLES
 from hiertrain.integers import TIE
-from hiertrain.network import Link, Network
 from hiertrain.paths import DATA
-from hiertrain.plan import Assignment, Execution, Plan, Problem
 from hiertrain.policies import POLICIES, Policy, find_policies
-from hiertrain.profile import LayerCost, Profile
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link, Network
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import LayerCost, Profile
 from hiertrain.program import compile_plan, simulate
 from hiertrain.scheduling import RESOLUTION, optimize
 from hiertrain.values import InputError, RunError

@@ -10,8 +10,8 @@ from torch import nn
 
 from hiertrain.jobs import Answer, ModelSettings, Probed, Profiled, ProfileJob
 from hiertrain.models import build_model, chain_from_module
-from hiertrain.network import Link
-from hiertrain.profile import LayerCost, LayerTimes, WorkerProfile
+from hiertrain.problem.network import Link
+from hiertrain.problem.profile import LayerCost, LayerTimes, WorkerProfile
 from hiertrain.profiling import time_layers
 from hiertrain.stages import link_from_probe, measure_layers, measure_links
 from hiertrain.testbeds.base import Testbed

@@ -1,9 +1,10 @@
 import pytest
 
-from hiertrain.chain import Chain, Layer
-from hiertrain.network import Link, Network
-from hiertrain.plan import Assignment, Execution, Plan
-from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.chain import Chain, Layer
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link, Network
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program import Action, Kind, Program, compile_plan, dry_run, simulate
 from hiertrain.values import InputError
 

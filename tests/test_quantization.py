@@ -9,8 +9,9 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from hiertrain.models import build_model
-from hiertrain.plan import Assignment, Execution, Plan
-from hiertrain.quantization import dequantize, quantize, quantized_layers
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.plan import Assignment, Plan, quantized_layers
+from hiertrain.quantization import dequantize, quantize
 
 JALAD = Execution(activation_encoding="uint8")
 FINITE = np.finfo(np.float32)

@@ -12,7 +12,7 @@ import pytest
 from hiertrain import files
 from hiertrain.arguments import parser
 from hiertrain.paths import ROOT
-from hiertrain.plan import Plan
+from hiertrain.problem.plan import Plan
 from hiertrain.records import load_record
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

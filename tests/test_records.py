@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from hiertrain import files, records
-from hiertrain.network import Link
 from hiertrain.paths import ROOT
+from hiertrain.problem.network import Link
 from hiertrain.records import (
     environment_record,
     load_record,

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from hiertrain import files, relaxation
-from hiertrain.bounds import Tree
-from hiertrain.chain import Layer
 from hiertrain.cost import iteration_s
-from hiertrain.network import Link, Network
 from hiertrain.paths import DATA
-from hiertrain.plan import Execution, Problem, check_plan
-from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.chain import Layer
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link, Network
+from hiertrain.problem.plan import check_plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.tree import Tree
 from hiertrain.program import compile_plan, simulate
 from hiertrain.relaxation import enumerate_and_round
 from hiertrain.schedulers import synthetic_problem

@@ -1,8 +1,8 @@
 import pytest
 
-from hiertrain.chain import Layer
-from hiertrain.plan import Assignment, Plan
-from hiertrain.profile import LayerCost, LayerTimes, Measurement, Profile, Step, TimingPoint, WorkerProfile
+from hiertrain.problem.chain import Layer
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.profile import LayerCost, LayerTimes, Measurement, Profile, Step, TimingPoint, WorkerProfile
 from hiertrain.residuals import LIMIT, missed, residuals
 
 LAYERS = tuple(Layer(name=name, output_bytes=8, parameter_bytes=0) for name in ("pool", "loss"))

@@ -5,8 +5,8 @@ import pytest
 
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import ModelSettings, OptimizerSettings, Rival
-from hiertrain.network import Link
-from hiertrain.plan import Plan
+from hiertrain.problem.network import Link
+from hiertrain.problem.plan import Plan
 from hiertrain.reference import train_on_one_process
 from hiertrain.stages import train_as_rival, training_settings
 from hiertrain.testbeds.base import Testbed

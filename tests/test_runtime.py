@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from hiertrain.jobs import OptimizerSettings
 from hiertrain.models import ChainModel, chain_from_module, summed_loss
-from hiertrain.plan import Assignment, Execution, Plan
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.runtime import Runner, build_optimizer
 from hiertrain.transport import Transport
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from hiertrain import files, scheduling, search
 from hiertrain.cost import iteration_s, memory_bytes
-from hiertrain.network import Link, Network
 from hiertrain.paths import DATA
-from hiertrain.plan import Execution, Plan, Problem, check_plan
-from hiertrain.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link, Network
+from hiertrain.problem.plan import Plan, check_plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.schedulers import try_every_plan
 from hiertrain.scheduling import RESOLUTION, Progress, Solution, optimize
 from hiertrain.values import InputError, RunError

@@ -5,10 +5,11 @@ from hypothesis import given, settings
 
 from hiertrain.bounds import any_plan_bound_s
 from hiertrain.cost import iteration_s
-from hiertrain.plan import Plan, Problem
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.solution import Shape
 from hiertrain.scheduling import optimize
 from hiertrain.search import larger, rank, trees
-from hiertrain.solution import Shape
 from tests.strategies import many_workers, planned_problems
 
 

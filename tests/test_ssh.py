@@ -20,7 +20,7 @@ from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Beat, OptimizerSettings
 from hiertrain.models import build_model
 from hiertrain.paths import NOTEBOOKS, ROOT
-from hiertrain.plan import Execution
+from hiertrain.problem.execution import Execution
 from hiertrain.stages import train_jobs, training_settings
 from hiertrain.testbeds import open_testbed, preflight
 from hiertrain.testbeds.base import WorkerError

@@ -2,10 +2,10 @@
 
 import pytest
 
-from hiertrain.chain import Chain
-from hiertrain.network import Link, LinkMeasurement
-from hiertrain.plan import Assignment, Plan
-from hiertrain.profile import Profile
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.network import Link, LinkMeasurement
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.profile import Profile
 from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from tests.test_cli import PROFILE
 

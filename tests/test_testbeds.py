@@ -14,7 +14,7 @@ import pytest
 
 from hiertrain import testbeds
 from hiertrain.jobs import BEAT_S, PART_BYTES, Beat, ModelSettings, ProfileJob, Snapshot, Trained, read_reply
-from hiertrain.network import Link
+from hiertrain.problem.network import Link
 from hiertrain.testbeds import find_testbed, hosts_of, known_testbeds, open_testbed
 from hiertrain.testbeds.base import Host, Testbed, WorkerError
 from hiertrain.testbeds.settings import (

@@ -14,13 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hiertrain.chain import Chain
 from hiertrain.datasets import batch_indices, load_dataset
 from hiertrain.jobs import Answer, Beat, Iteration, Job, ModelSettings, OptimizerSettings, Progress, Snapshot
 from hiertrain.models import ChainModel, build_model, summed_loss
-from hiertrain.network import Link, Network
-from hiertrain.plan import Assignment, Execution, Plan, Problem
-from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link, Network
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program import SEND_OF, compile_plan
 from hiertrain.quantization import dequantize, quantize
 from hiertrain.reference import train_on_one_process

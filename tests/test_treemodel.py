@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
 from hiertrain import search, treemodel
-from hiertrain.bounds import Boxes, Evaluator, Tree
+from hiertrain.bounds import Boxes, Evaluator
 from hiertrain.cost import iteration_s
 from hiertrain.integers import TIE, integer_costs
-from hiertrain.network import Network
-from hiertrain.plan import Plan, Problem
+from hiertrain.problem.network import Network
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.tree import Tree
 from hiertrain.search import Candidate, depth_grid, trees
 from tests.strategies import large_problem, problems, slowed
 

@@ -32,7 +32,7 @@ from hiertrain.jobs import (
     read_reply,
     write_message,
 )
-from hiertrain.network import Link
+from hiertrain.problem.network import Link
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, SshSettings
 from hiertrain.values import InputError, RunError
 

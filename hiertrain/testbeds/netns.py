@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from hiertrain.memory import worker_environment
-from hiertrain.network import Link
+from hiertrain.problem.network import Link
 from hiertrain.testbeds.base import Host
 from hiertrain.testbeds.settings import NetnsSettings
 from hiertrain.values import InputError

@@ -1,6 +1,6 @@
 """What the links of a testbed on one machine are meant to be: predictions without any measurement start from it."""
 
-from hiertrain.network import Link, Network
+from hiertrain.problem.network import Link, Network
 from hiertrain.testbeds.netns import FRAME_OVERHEAD, bucket_bytes
 from hiertrain.testbeds.settings import LocalSettings, NetnsSettings
 

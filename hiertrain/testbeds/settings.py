@@ -14,7 +14,7 @@ from pydantic import Field, RootModel, ValidationInfo, field_validator, model_va
 
 from hiertrain import files
 from hiertrain.jobs import BEAT_S
-from hiertrain.network import Link, Network
+from hiertrain.problem.network import Link, Network
 from hiertrain.values import MOST_WORKERS, Cores, InputError, Name, Port, Seconds, Slowdown, Threads, Value, shown
 
 

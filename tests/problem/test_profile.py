@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from hiertrain import files
 from hiertrain.paths import DATA
-from hiertrain.profile import Bend, LayerCost, LayerTimes, Profile, bends_of
+from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, bends_of
 from tests.strategies import layer_times
 
 POOL = LayerCost(fixed_s=2, per_sample_s=1, bends=(Bend(above=4, per_sample_s=0), Bend(above=10, per_sample_s=3)))

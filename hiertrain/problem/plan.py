@@ -1,4 +1,4 @@
-"""The plan: who computes which layers for how many samples; and the problem whose answer it is.
+"""The plan: who computes which layers for how many samples.
 
 A plan is a rooted tree of workers. The paper's plan is the star: root ``o`` (all layers) with children ``s`` and
 ``l``; the chain device -> edge -> cloud and "everything on one worker" are other cases. Worker w computes layers
@@ -6,51 +6,13 @@ A plan is a rooted tree of workers. The paper's plan is the star: root ``o`` (al
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
-from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hiertrain.chain import Chain
-from hiertrain.network import Network
-from hiertrain.profile import Profile
-from hiertrain.values import (
-    MOST_WORKERS,
-    BatchSize,
-    InputError,
-    Layers,
-    MemoryBytes,
-    Name,
-    Samples,
-    Value,
-    check,
-)
-
-SCALE_BYTES = 8  # the least and the greatest value, float32, of a message of 8-bit activations
-
-
-class Execution(Value):
-    """How one iteration is executed. The abstract is silent on how raw samples are encoded, so that is a choice."""
-
-    sample_encoding: Literal["uint8", "float32"] = "uint8"
-    activation_encoding: Literal["float32", "uint8"] = "float32"  # of activations and their gradients; uint8 is JALAD's
-
-    @classmethod
-    def paper(cls) -> "Execution":
-        """The paper's synchronous semantics; raw samples travel as uint8."""
-        return cls()
-
-    def encoded_bytes(self, sample_bytes: int) -> int:
-        """Bytes of one raw sample on the wire, from its size as uint8."""
-        return sample_bytes * (4 if self.sample_encoding == "float32" else 1)
-
-    def activation_bytes(self, output_bytes: int, samples: int) -> int:
-        """Bytes of a message of activations, or of their gradients, from their size per sample as float32."""
-        if self.activation_encoding == "float32" or not output_bytes * samples:
-            return samples * output_bytes
-        return samples * output_bytes // 4 + SCALE_BYTES
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.execution import Execution
+from hiertrain.values import MOST_WORKERS, BatchSize, InputError, Layers, Name, Samples, Value
 
 
 class Assignment(Value):
@@ -189,58 +151,9 @@ def misfit(plan: Plan, chain: Chain) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What the optimizer is asked. Raises InputError when the parts do not fit together."""
-
-    profile: Profile
-    network: Network
-    batch_size: int
-    data_holder: str
-    execution: Execution = field(default_factory=Execution.paper)
-    excluded: frozenset[str] = frozenset()  # workers that must not compute; an excluded data holder still sends
-    root: str | None = None  # None: the optimizer chooses
-    samples_stay: bool = False  # raw samples must not leave the data holder
-    whole_model: bool = False  # every worker that computes must compute all layers: data parallelism
-    memory_limit_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-
-    def __post_init__(self) -> None:
-        known = set(self.profile.workers)
-        check("batch size", self.batch_size, BatchSize)
-        greedy = max(self.profile.layers, key=lambda layer: layer.least_samples)
-        if self.batch_size < greedy.least_samples:
-            taken = f", which layer {greedy.name!r} takes" if greedy.least_samples > 1 else ""
-            raise InputError(f"batch size {self.batch_size}: must be at least {greedy.least_samples}{taken}")
-        if self.data_holder not in known:
-            raise InputError(f"data holder {self.data_holder!r} is not in the profile; it has {_names(known)}")
-        for name in (*self.excluded, *self.memory_limit_bytes, *([self.root] if self.root else [])):
-            if name not in known:
-                raise InputError(f"worker {name!r} is not in the profile; it has {_names(known)}")
-        if not self.workers:
-            raise InputError(f"excluded workers {_names(self.excluded)}: at least one worker must be left")
-        if self.root in self.excluded:
-            raise InputError(f"root {self.root!r} is excluded; the root must compute")
-        if self.samples_stay and self.data_holder in self.excluded:
-            raise InputError(f"raw samples must stay on {self.data_holder!r}, which is excluded; nobody can start them")
-        for source in sorted({*self.workers, self.data_holder}):
-            for target in sorted({*self.workers, self.data_holder} - {source}):
-                self.network.link(source, target)
-        for name, limit in self.memory_limit_bytes.items():
-            check(f"memory limit of {name!r} in bytes", limit, MemoryBytes)
-        missing = [layer.name for layer in self.profile.layers if layer.activation_bytes is None]
-        if self.memory_limit_bytes and missing:
-            raise InputError(f"memory limits need activation_bytes of every layer; the profile lacks {missing[0]!r}'s")
-
-    @property
-    def workers(self) -> tuple[str, ...]:
-        """The workers that may compute, in the profile's order."""
-        return tuple(name for name in self.profile.workers if name not in self.excluded)
-
-    @property
-    def sample_bytes(self) -> int:
-        """Q: bytes of one raw sample on the wire."""
-        return self.execution.encoded_bytes(self.profile.sample_bytes)
-
-
-def _names(names: "set[str] | frozenset[str]") -> str:
-    return ", ".join(sorted(names))
+def quantized_layers(plan: Plan, chain: Chain, execution: Execution) -> tuple[str, ...]:
+    """The layers after which the plan sends 8 bits, each with this cause: what ``Chain.inexact_layers`` cannot know."""
+    if execution.activation_encoding == "float32":
+        return ()
+    depths = {part.depth for name, part in plan.workers.items() if plan.active(name)} - {chain.depth}
+    return tuple(f"{chain.layers[depth - 1].name}: 8-bit activations" for depth in sorted(depths))

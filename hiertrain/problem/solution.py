@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from hiertrain.plan import Execution, Plan
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.plan import Plan
 from hiertrain.values import MemoryBytes, Name, PlanSeconds, PositiveSeconds, Seconds, Seed, Value
 
 Shape = Literal["tree", "star"]  # star: the paper's plans, in which every active worker is the root or its child

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hiertrain.chain import Chain, Layer, check_layer_names
+from hiertrain.problem.chain import Chain, Layer, check_layer_names
 from hiertrain.values import (
     MOST_LAYERS,
     MOST_WORKERS,

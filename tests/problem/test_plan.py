@@ -1,11 +1,13 @@
 import pytest
 from pydantic import ValidationError
 
-from hiertrain.chain import Chain, Layer
 from hiertrain.cost import memory_bytes
-from hiertrain.network import Link, Network
-from hiertrain.plan import Assignment, Execution, Plan, Problem, check_plan
-from hiertrain.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.chain import Chain, Layer
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link, Network
+from hiertrain.problem.plan import Assignment, Plan, check_plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.values import InputError
 
 

@@ -1,0 +1,67 @@
+"""The problem whose answer is a plan: times, links, a mini-batch, and what the plan must keep to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Network
+from hiertrain.problem.profile import Profile
+from hiertrain.values import BatchSize, InputError, MemoryBytes, check
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the optimizer is asked. Raises InputError when the parts do not fit together."""
+
+    profile: Profile
+    network: Network
+    batch_size: int
+    data_holder: str
+    execution: Execution = field(default_factory=Execution.paper)
+    excluded: frozenset[str] = frozenset()  # workers that must not compute; an excluded data holder still sends
+    root: str | None = None  # None: the optimizer chooses
+    samples_stay: bool = False  # raw samples must not leave the data holder
+    whole_model: bool = False  # every worker that computes must compute all layers: data parallelism
+    memory_limit_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        known = set(self.profile.workers)
+        check("batch size", self.batch_size, BatchSize)
+        greedy = max(self.profile.layers, key=lambda layer: layer.least_samples)
+        if self.batch_size < greedy.least_samples:
+            taken = f", which layer {greedy.name!r} takes" if greedy.least_samples > 1 else ""
+            raise InputError(f"batch size {self.batch_size}: must be at least {greedy.least_samples}{taken}")
+        if self.data_holder not in known:
+            raise InputError(f"data holder {self.data_holder!r} is not in the profile; it has {_names(known)}")
+        for name in (*self.excluded, *self.memory_limit_bytes, *([self.root] if self.root else [])):
+            if name not in known:
+                raise InputError(f"worker {name!r} is not in the profile; it has {_names(known)}")
+        if not self.workers:
+            raise InputError(f"excluded workers {_names(self.excluded)}: at least one worker must be left")
+        if self.root in self.excluded:
+            raise InputError(f"root {self.root!r} is excluded; the root must compute")
+        if self.samples_stay and self.data_holder in self.excluded:
+            raise InputError(f"raw samples must stay on {self.data_holder!r}, which is excluded; nobody can start them")
+        for source in sorted({*self.workers, self.data_holder}):
+            for target in sorted({*self.workers, self.data_holder} - {source}):
+                self.network.link(source, target)
+        for name, limit in self.memory_limit_bytes.items():
+            check(f"memory limit of {name!r} in bytes", limit, MemoryBytes)
+        missing = [layer.name for layer in self.profile.layers if layer.activation_bytes is None]
+        if self.memory_limit_bytes and missing:
+            raise InputError(f"memory limits need activation_bytes of every layer; the profile lacks {missing[0]!r}'s")
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """The workers that may compute, in the profile's order."""
+        return tuple(name for name in self.profile.workers if name not in self.excluded)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Q: bytes of one raw sample on the wire."""
+        return self.execution.encoded_bytes(self.profile.sample_bytes)
+
+
+def _names(names: "set[str] | frozenset[str]") -> str:
+    return ", ".join(sorted(names))
