@@ -37,7 +37,8 @@ from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
-from hiertrain.program import compile_plan, dry_run, simulate
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import dry_run, simulate
 from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times

@@ -25,7 +25,9 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
-from hiertrain.program import SENDS, Kind, compile_plan, simulate
+from hiertrain.program.actions import SENDS, Kind
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import simulate
 from hiertrain.records import recall, remembered
 from hiertrain.stages import iterations_within, train, training_settings
 from hiertrain.tables import timeline_table

@@ -14,7 +14,8 @@ from hiertrain.families import family_plans
 from hiertrain.jobs import ModelSettings, Training
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
-from hiertrain.program import compile_plan, simulate
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import simulate
 from hiertrain.records import remembered
 from hiertrain.scheduling import optimize
 from hiertrain.stages import iterations_within, measure_layers, measure_links, train

@@ -18,7 +18,9 @@ from hiertrain.models import ChainModel, summed_loss
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import WorkerProfile
-from hiertrain.program import RECEIVES, SEND_OF, SENDS, Action, Kind, compile_plan, compute_s
+from hiertrain.program.actions import RECEIVES, SEND_OF, SENDS, Action, Kind
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import compute_s
 from hiertrain.quantization import dequantize, quantize
 from hiertrain.transport import Departure, Transport, sleep_until
 

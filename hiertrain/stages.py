@@ -39,7 +39,9 @@ from hiertrain.problem.network import Link, LinkMeasurement, Network
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile, WorkerProfile
-from hiertrain.program import Program, compile_plan, dry_run
+from hiertrain.program.actions import Program
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import dry_run
 from hiertrain.runtime import unpack_weights
 from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshWorker

@@ -15,7 +15,9 @@ import numpy as np
 
 from hiertrain.jobs import ClockReading, Iteration
 from hiertrain.problem.plan import Plan
-from hiertrain.program import Program, Span, Timeline, receipts
+from hiertrain.program.actions import Program
+from hiertrain.program.simulator import receipts
+from hiertrain.program.timeline import Span, Timeline
 from hiertrain.values import InputError
 
 AWAITED_S = 2e-4  # a receive that takes so long had to wait: otherwise the message was there

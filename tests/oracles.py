@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from hiertrain.cost import memory_bytes
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
-from hiertrain.program import compile_plan, simulate
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import simulate
 
 Numbers = NDArray[np.int64]
 Seconds = NDArray[np.number]

@@ -17,7 +17,8 @@ from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan, check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
-from hiertrain.program import compile_plan, simulate
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import simulate
 from hiertrain.values import InputError
 from tests.strategies import problems
 

@@ -19,7 +19,7 @@ from hiertrain.jobs import Iteration
 from hiertrain.models import build_model
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment
-from hiertrain.program import Program
+from hiertrain.program.actions import Program
 from hiertrain.stages import training_settings
 from hiertrain.testbeds.base import Testbed
 from hiertrain.training import TrainingRun

@@ -28,7 +28,7 @@ from hiertrain.models import build_model
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile
-from hiertrain.program import compile_plan
+from hiertrain.program.compiler import compile_plan
 from hiertrain.reference import train_on_one_process
 from hiertrain.runtime import pack_weights
 from hiertrain.stages import accuracy

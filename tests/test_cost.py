@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hiertrain.cost import iteration_s
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
-from hiertrain.program import compile_plan, simulate
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import simulate
 from tests.strategies import planned_problems
 
 

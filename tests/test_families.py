@@ -8,7 +8,9 @@ from hiertrain.families import family_plans
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
-from hiertrain.program import RECEIVES, SENDS, compile_plan, receipts
+from hiertrain.program.actions import RECEIVES, SENDS
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import receipts
 from tests.strategies import planned_problems, problems, with_least_samples
 
 

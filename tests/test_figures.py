@@ -35,7 +35,7 @@ from hiertrain.figures import (
     plot_times,
     save_figure,
 )
-from hiertrain.program import Kind
+from hiertrain.program.actions import Kind
 from hiertrain.values import InputError
 
 LAYERS = pd.DataFrame(

@@ -14,7 +14,7 @@ from hiertrain.memory import worker_environment
 from hiertrain.models import build_model
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
-from hiertrain.program import SEND_OF
+from hiertrain.program.actions import SEND_OF
 from hiertrain.stages import train, training_settings
 from hiertrain.testbeds.base import Host, OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces

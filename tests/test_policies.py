@@ -19,7 +19,8 @@ from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, Profile
-from hiertrain.program import compile_plan, simulate
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import simulate
 from hiertrain.scheduling import RESOLUTION, optimize
 from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans

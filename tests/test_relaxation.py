@@ -20,7 +20,8 @@ from hiertrain.problem.plan import check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.problem.tree import Tree
-from hiertrain.program import compile_plan, simulate
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import simulate
 from hiertrain.relaxation import enumerate_and_round
 from hiertrain.schedulers import synthetic_problem
 from hiertrain.scheduling import RESOLUTION, optimize

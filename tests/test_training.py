@@ -23,7 +23,8 @@ from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
-from hiertrain.program import SEND_OF, compile_plan
+from hiertrain.program.actions import SEND_OF
+from hiertrain.program.compiler import compile_plan
 from hiertrain.quantization import dequantize, quantize
 from hiertrain.reference import train_on_one_process
 from hiertrain.runtime import build_optimizer, pack_weights

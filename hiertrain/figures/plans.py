@@ -27,7 +27,7 @@ from hiertrain.figures.style import (
     say_source,
     use_style,
 )
-from hiertrain.program import RECEIVES, SENDS, Kind
+from hiertrain.program.actions import RECEIVES, SENDS, Kind
 
 TITLE_CHARACTERS = 48  # that fit above a panel
 

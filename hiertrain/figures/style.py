@@ -21,7 +21,7 @@ from PIL.Image import open as open_image
 
 from hiertrain import files
 from hiertrain.paths import RESULTS
-from hiertrain.program import RECEIVES, Kind
+from hiertrain.program.actions import RECEIVES, Kind
 from hiertrain.records import run_folder
 from hiertrain.values import InputError
 

@@ -5,7 +5,9 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
-from hiertrain.program import Action, Kind, Program, compile_plan, dry_run, simulate
+from hiertrain.program.actions import Action, Kind, Program
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import dry_run, simulate
 from hiertrain.values import InputError
 
 # Three layers of 1 ms and 2 ms per sample forward and backward; activations of 1000 bytes, parameters of 500.

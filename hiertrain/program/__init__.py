@@ -1,0 +1,1 @@
+"""The plan lowered to one ordered list of actions per worker, and the simulation of those lists."""

@@ -1,0 +1,126 @@
+"""The simulation of a program, and its dry run for deadlocks. Times in seconds.
+
+The runtime executes the very program that ``simulate`` times, so prediction and execution cannot drift apart.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+
+from hiertrain.problem.network import Network
+from hiertrain.problem.profile import Profile, WorkerProfile
+from hiertrain.program.actions import RECEIVES, SEND_OF, SENDS, Action, Kind, Program
+from hiertrain.program.timeline import Span, Timeline
+from hiertrain.values import InputError
+
+
+def receipts(program: Program) -> dict[tuple[str, int], tuple[str, int]]:
+    """The receive that takes each send's message: (worker, position) by (worker, position). Same kinds keep order."""
+    receives: dict[tuple[str, str, Kind], list[tuple[str, int]]] = defaultdict(list)
+    for worker, actions in program.actions.items():
+        for position, action in enumerate(actions):
+            if action.kind in RECEIVES and action.peer is not None:
+                receives[action.peer, worker, SEND_OF[action.kind]].append((worker, position))
+    found = {}
+    for worker, actions in program.actions.items():
+        for position, action in enumerate(actions):
+            if action.kind in SENDS and action.peer is not None:
+                found[worker, position] = receives[worker, action.peer, action.kind].pop(0)
+    return found
+
+
+def compute_s(times: WorkerProfile, action: Action) -> float:
+    """Seconds of a computing action on a worker with these times."""
+    match action.kind:
+        case Kind.FORWARD:
+            return times.forward_s(action.first, action.last, action.samples)
+        case Kind.BACKWARD:
+            return times.backward_s(action.first, action.last, action.samples)
+        case _:
+            return times.update_s
+
+
+def simulate(program: Program, profile: Profile, network: Network) -> Timeline:
+    """The predicted timeline of one iteration.
+
+    Sends are asynchronous; messages of one pair and direction queue, others do not disturb each other.
+    Raises InputError when the program deadlocks, a worker was not profiled or a link is missing.
+    """
+    # The bytes that each link would let pass at once, and since when; negative: bytes that have still to leave.
+    credit_bytes: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def message_s(source: str, target: str, ready_s: float, size_bytes: int) -> tuple[float, float]:
+        """The rule of ``Network`` in bytes, which cancel exactly where times would not."""
+        link = network.link(source, target)
+        left, since_s = credit_bytes.get((source, target), (link.burst_bytes, ready_s))
+        credit = min(link.burst_bytes, left + (ready_s - since_s) * link.bandwidth_bps / 8)
+        credit_bytes[source, target] = credit - size_bytes, ready_s
+        start_s = ready_s + link.transmission_s(max(0.0, -credit))
+        return start_s, ready_s + link.transmission_s(max(0.0, size_bytes - credit)) + link.latency_s
+
+    return _replay(program, lambda worker, action: compute_s(profile.worker(worker), action), message_s)
+
+
+def dry_run(program: Program) -> None:
+    """Raise InputError when the program cannot finish: a deadlock, or messages whose two sides disagree."""
+    _replay(program, lambda *_: 0.0, lambda *_: (0.0, 0.0))
+
+
+def _replay(
+    program: Program,
+    duration_s: Callable[[str, Action], float],
+    message_s: Callable[[str, str, float, int], tuple[float, float]],
+) -> Timeline:
+    """Perform the program.
+
+    ``duration_s`` gives an action's duration; ``message_s`` when a message of so many bytes, ready at a time, starts to
+    leave and when it arrives. It is called in the order in which each worker sends.
+    """
+    clock = dict.fromkeys(program.actions, 0.0)
+    position = dict.fromkeys(program.actions, 0)
+    in_flight: dict[tuple[str, str, Kind], deque[tuple[float, Action]]] = defaultdict(deque)
+    spans: list[Span] = []
+
+    def perform(worker: str, action: Action) -> bool:
+        """Whether the action could be performed: a receive has to wait for its send."""
+        start = now = clock[worker]
+        if action.kind in SENDS:
+            assert action.peer is not None
+            end = start
+            if action.size_bytes:  # an empty message costs nothing, but its receiver still waits for the sender
+                start, end = message_s(worker, action.peer, now, action.size_bytes)
+            in_flight[worker, action.peer, action.kind].append((end, action))
+        elif action.kind in RECEIVES:
+            assert action.peer is not None
+            waiting = in_flight[action.peer, worker, SEND_OF[action.kind]]
+            if not waiting:
+                return False
+            arrival, sent = waiting.popleft()
+            if (sent.size_bytes, sent.samples) != (action.size_bytes, action.samples):
+                raise InputError(
+                    f"program: {action.peer} will {sent} ({sent.size_bytes} bytes), "
+                    f"but {worker} will {action} ({action.size_bytes} bytes); both sides must agree"
+                )
+            end = clock[worker] = max(now, arrival)
+        else:
+            end = clock[worker] = now + duration_s(worker, action)
+        spans.append(Span(worker, position[worker], action, start, end))
+        return True
+
+    moved = True
+    while moved:
+        moved = False
+        for worker, actions in program.actions.items():
+            while position[worker] < len(actions) and perform(worker, actions[position[worker]]):
+                position[worker] += 1
+                moved = True
+    stuck = [
+        f"{worker} at action {position[worker] + 1} ({actions[position[worker]]})"
+        for worker, actions in program.actions.items()
+        if position[worker] < len(actions)
+    ]
+    if stuck:
+        raise InputError(f"program deadlocks: {'; '.join(stuck)}")
+    unread = [f"{sent} by {key[0]}" for key, messages in in_flight.items() for _, sent in messages]
+    if unread:
+        raise InputError(f"program leaves messages unread: {'; '.join(unread)}")
+    return Timeline(tuple(spans))
