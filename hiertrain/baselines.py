@@ -9,9 +9,9 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from hiertrain.bounds import Boxes, Evaluator, Floats
-from hiertrain.cost import iteration_s, memory_bytes
-from hiertrain.integers import TIE
+from hiertrain.cost.bounds import Boxes, Evaluator, Floats
+from hiertrain.cost.closed_form import iteration_s, memory_bytes
+from hiertrain.cost.integers import TIE
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem

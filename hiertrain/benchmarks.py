@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.jobs import Rival, Training
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hiertrain import files
 from hiertrain.alarms import crowding, misfits, of_run, show, spreads
 from hiertrain.baselines import single_worker_plan, single_worker_plans
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.jobs import Jobs, ModelSettings, Training
 from hiertrain.memory import KEPT
 from hiertrain.options import (

@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.plan import Assignment, Plan, misfit
 from hiertrain.problem.problem import Problem
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hiertrain import cost
+from hiertrain.cost import closed_form
 from hiertrain.experiments import Case, Setting, describe, speedup_table
 from hiertrain.paths import RESULTS
 from hiertrain.records import run_folder
@@ -73,7 +73,7 @@ def adaptation_table(cases: Sequence[Case], middle: Sequence[Setting], policy: s
     rows = []
     for case in cases:
         best = case.policies[policy]
-        kept_s = cost.iteration_s(best.problem, kept[case.setting.model])
+        kept_s = closed_form.iteration_s(best.problem, kept[case.setting.model])
         kept_percent = 100 * (kept_s / best.predicted_s - 1)
         rows.append({**dict(case.setting), "plan": describe(best.plan), "kept_percent": kept_percent})
     return pd.DataFrame(rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hiertrain.baselines import best_chain, best_layer_parallel
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape

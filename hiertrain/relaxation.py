@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linprog
 
-from hiertrain.bounds import Floats, Integers
-from hiertrain.cost import iteration_s
+from hiertrain.cost.bounds import Floats, Integers
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.plan import Plan, misfit
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree

@@ -10,7 +10,7 @@ from itertools import permutations, product
 import numpy as np
 import pandas as pd
 
-from hiertrain.bounds import Boxes, Evaluator, Integers
+from hiertrain.cost.bounds import Boxes, Evaluator, Integers
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.problem import Problem

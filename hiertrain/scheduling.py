@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import count, islice
 
-from hiertrain.bounds import any_plan_bound_s
+from hiertrain.cost.bounds import any_plan_bound_s
+from hiertrain.cost.integers import TIE
 from hiertrain.files import parse
-from hiertrain.integers import TIE
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Progress, Settings, Shape, Solution
 from hiertrain.problem.tree import Tree

@@ -11,9 +11,9 @@ from itertools import combinations, permutations, product
 
 import numpy as np
 
-from hiertrain.bounds import Boxes, Evaluator, Floats, Integers, any_plan_bound_s
-from hiertrain.cost import iteration_s
-from hiertrain.integers import TIE
+from hiertrain.cost.bounds import Boxes, Evaluator, Floats, Integers, any_plan_bound_s
+from hiertrain.cost.closed_form import iteration_s
+from hiertrain.cost.integers import TIE
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape

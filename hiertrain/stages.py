@@ -13,7 +13,7 @@ import torch
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.datasets import Dataset, iterations_per_epoch
 from hiertrain.files import parse
 from hiertrain.jobs import (

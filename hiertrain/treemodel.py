@@ -10,8 +10,8 @@ from typing import cast
 import numpy as np
 from ortools.sat.python import cp_model
 
-from hiertrain.bounds import Boxes, Integers
-from hiertrain.integers import IntegerCosts, Way, integer_costs
+from hiertrain.cost.bounds import Boxes, Integers
+from hiertrain.cost.integers import IntegerCosts, Way, integer_costs
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
 from hiertrain.search import Candidate, ranges

@@ -11,7 +11,7 @@ from itertools import combinations, permutations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertrain.cost import memory_bytes
+from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.program.compiler import compile_plan

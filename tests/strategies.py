@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 from hypothesis import strategies as st
 
-from hiertrain.cost import memory_bytes
+from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 from hiertrain import experiments, records, testbeds
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.experiments import (
     LEAST_TIMED,
     Case,

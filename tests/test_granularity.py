@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from hiertrain import files, granularity
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.experiments import Case, Setting, check_emulated, find_cases, policy_table, setting_of, varied
 from hiertrain.granularity import adaptation_table, gain_summary, gain_table, load_policies, policies_path, share_table
 from hiertrain.testbeds import find_testbed

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain import files, policies
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
+from hiertrain.cost.integers import TIE
 from hiertrain.figures import POLICY_STYLES
-from hiertrain.integers import TIE
 from hiertrain.paths import DATA
 from hiertrain.policies import POLICIES, Policy, find_policies
 from hiertrain.problem.execution import Execution

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from hiertrain import files, relaxation
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.paths import DATA
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.execution import Execution

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain import files, scheduling, search
-from hiertrain.cost import iteration_s, memory_bytes
+from hiertrain.cost.closed_form import iteration_s, memory_bytes
 from hiertrain.paths import DATA
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given, settings
 
-from hiertrain.bounds import any_plan_bound_s
-from hiertrain.cost import iteration_s
+from hiertrain.cost.bounds import any_plan_bound_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
 from hiertrain import search, treemodel
-from hiertrain.bounds import Boxes, Evaluator
-from hiertrain.cost import iteration_s
-from hiertrain.integers import TIE, integer_costs
+from hiertrain.cost.bounds import Boxes, Evaluator
+from hiertrain.cost.closed_form import iteration_s
+from hiertrain.cost.integers import TIE, integer_costs
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem

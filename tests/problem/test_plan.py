@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from hiertrain.cost import memory_bytes
+from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.problem.chain import Chain, Layer
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given, settings
 
-from hiertrain.cost import iteration_s
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.program.compiler import compile_plan

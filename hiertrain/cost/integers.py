@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hiertrain.bounds import LONGEST_S, Floats, Integers
+from hiertrain.cost.bounds import LONGEST_S, Floats, Integers
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import bends_of
 from hiertrain.problem.tree import Tree
