@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from hiertrain import files
 from hiertrain.alarms import crowding, misfits, of_run, show, spreads
-from hiertrain.baselines import single_worker_plan, single_worker_plans
 from hiertrain.cost.closed_form import iteration_s
 from hiertrain.jobs import Jobs, ModelSettings, Training
 from hiertrain.memory import KEPT
@@ -30,6 +29,7 @@ from hiertrain.options import (
     training_of,
 )
 from hiertrain.paths import RESULTS
+from hiertrain.planning.baselines import single_worker_plan, single_worker_plans
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
@@ -382,7 +382,7 @@ def run_publish(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace, problem: Problem) -> Solution:
     """Optimize under the limits of the command line."""
-    from hiertrain.scheduling import optimize
+    from hiertrain.planning.optimize import optimize
 
     return optimize(problem, shape=options.shape, time_limit_s=options.time_limit, seed=options.seed)
 

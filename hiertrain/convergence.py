@@ -24,7 +24,7 @@ from hiertrain.experiments import (
     work_parameters,
 )
 from hiertrain.jobs import Training
-from hiertrain.policies import Policy
+from hiertrain.planning.policies import Policy
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem

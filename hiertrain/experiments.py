@@ -20,7 +20,7 @@ from hiertrain import files
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import ModelSettings, OptimizerSettings, Training
 from hiertrain.paths import DATA
-from hiertrain.policies import POLICIES, Policy, find_policies
+from hiertrain.planning.policies import POLICIES, Policy, find_policies
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem

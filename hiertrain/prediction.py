@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 from hiertrain.alarms import misfits, repetitions, spreads
 from hiertrain.families import family_plans
 from hiertrain.jobs import ModelSettings, Training
+from hiertrain.planning.optimize import optimize
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
 from hiertrain.records import remembered
-from hiertrain.scheduling import optimize
 from hiertrain.stages import iterations_within, measure_layers, measure_links, train
 from hiertrain.tables import action_table, prediction_table, timeline_table
 from hiertrain.testbeds import changing_testbed

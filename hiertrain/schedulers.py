@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from hiertrain.cost.bounds import Boxes, Evaluator, Integers
+from hiertrain.planning.lp_rounding import enumerate_and_round
+from hiertrain.planning.optimize import optimize
+from hiertrain.planning.trees import depth_grid, sample_ranges, trees
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.problem.solution import Shape
-from hiertrain.relaxation import enumerate_and_round
-from hiertrain.scheduling import optimize
-from hiertrain.search import depth_grid, sample_ranges, trees
 from hiertrain.values import InputError
 
 # Workers of synthetic problems, and how many times as long as the edge's their layers take.

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 
 from hiertrain import convergence, records, testbeds
-from hiertrain.baselines import single_worker_plan
 from hiertrain.convergence import accuracy_table, cut_policies, loss_table, problem_of, train_each
 from hiertrain.datasets import load_dataset
 from hiertrain.experiments import check_emulated, effective_execution, problem_at, setting_of
 from hiertrain.jobs import ModelSettings
 from hiertrain.models import build_model
-from hiertrain.policies import Policy
+from hiertrain.planning.baselines import single_worker_plan
+from hiertrain.planning.policies import Policy
 from hiertrain.problem.problem import Problem
 from hiertrain.reference import ReferenceRun, train_on_one_process
 from hiertrain.stages import training_settings

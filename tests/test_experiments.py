@@ -26,7 +26,7 @@ from hiertrain.experiments import (
     varied,
     work_parameters,
 )
-from hiertrain.policies import Policy
+from hiertrain.planning.policies import Policy
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.stages import MOST_TIMED, iterations_within

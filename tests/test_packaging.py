@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hiertrain.baselines import single_worker_plans
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import ModelSettings
 from hiertrain.paths import ROOT
+from hiertrain.planning.baselines import single_worker_plans
 from hiertrain.problem.network import Network
 from hiertrain.problem.problem import Problem
 from hiertrain.publishing import filled, readme_tables

@@ -9,9 +9,9 @@ from hiertrain import prediction, records, testbeds
 from hiertrain.datasets import load_dataset
 from hiertrain.jobs import ModelSettings, Training
 from hiertrain.models import build_model
+from hiertrain.planning.optimize import optimize
 from hiertrain.prediction import compare_each, compare_plans
 from hiertrain.problem.execution import Execution
-from hiertrain.scheduling import optimize
 from hiertrain.stages import training_settings
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.base import Testbed

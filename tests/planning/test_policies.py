@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertrain import files, policies
+from hiertrain import files
 from hiertrain.cost.closed_form import iteration_s
 from hiertrain.cost.integers import TIE
 from hiertrain.figures import POLICY_STYLES
 from hiertrain.paths import DATA
-from hiertrain.policies import POLICIES, Policy, find_policies
+from hiertrain.planning import policies
+from hiertrain.planning.optimize import RESOLUTION, optimize
+from hiertrain.planning.policies import POLICIES, Policy, find_policies
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
@@ -21,7 +23,6 @@ from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, Profile
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
-from hiertrain.scheduling import RESOLUTION, optimize
 from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans
 from tests.strategies import problems

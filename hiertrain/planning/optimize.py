@@ -7,18 +7,20 @@ solved in sequence, cut off by the best plan so far. Times in seconds. The repor
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import count, islice
 
 from hiertrain.cost.bounds import any_plan_bound_s
 from hiertrain.cost.integers import TIE
 from hiertrain.files import parse
+from hiertrain.planning.cpsat import any_plan, new_solver, solve_tree
+from hiertrain.planning.heuristic import Candidate
+from hiertrain.planning.narrowing import Searched, bounded, chosen, least_s
+from hiertrain.planning.trees import larger, rank, trees
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Progress, Settings, Shape, Solution
 from hiertrain.problem.tree import Tree
-from hiertrain.search import Candidate, Searched, bounded, chosen, larger, least_s, rank, relaxations, trees
-from hiertrain.treemodel import any_plan, new_solver, solve_tree
 from hiertrain.values import InputError, RunError
 
 # "optimal" means that no admissible plan is faster by more than this share of the plan's time. Plans whose times
@@ -241,3 +243,26 @@ def _clash(problem: Problem, shape: Shape, until: float) -> str:
     else:
         remedy = "no time was left to find out whether giving up one is enough"
     return f"no plan of shape {shape!r} for {', '.join(problem.workers)} keeps: {'; '.join(relaxed)}; {remedy}"
+
+
+def relaxations(problem: Problem) -> dict[str, Problem]:
+    """The problem without each one of the constraints that may clash, by a description of it."""
+    limits = problem.memory_limit_bytes
+    relaxed = {
+        f"memory limit of {name!r} ({limit} bytes)": replace(
+            problem, memory_limit_bytes={other: limits[other] for other in limits if other != name}
+        )
+        for name, limit in limits.items()
+    }
+    if problem.root is not None:
+        relaxed[f"root {problem.root!r}"] = replace(problem, root=None)
+    if problem.samples_stay:
+        relaxed[f"raw samples stay on {problem.data_holder!r}"] = replace(problem, samples_stay=False)
+    greedy = max(problem.profile.layers, key=lambda layer: layer.least_samples)
+    if greedy.least_samples > 1:
+        layers = tuple(layer.model_copy(update={"least_samples": 1}) for layer in problem.profile.layers)
+        name = f"at least {greedy.least_samples} samples for {greedy.name!r}"
+        relaxed[name] = replace(problem, profile=problem.profile.with_layers(layers))
+    if problem.whole_model:
+        relaxed["every worker computes all layers"] = replace(problem, whole_model=False)
+    return relaxed

@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from hiertrain import files, relaxation
+from hiertrain import files
 from hiertrain.cost.closed_form import iteration_s
 from hiertrain.paths import DATA
+from hiertrain.planning import lp_rounding
+from hiertrain.planning.heuristic import Candidate
+from hiertrain.planning.lp_rounding import enumerate_and_round
+from hiertrain.planning.optimize import RESOLUTION, optimize
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
@@ -22,10 +26,7 @@ from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProf
 from hiertrain.problem.tree import Tree
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
-from hiertrain.relaxation import enumerate_and_round
 from hiertrain.schedulers import synthetic_problem
-from hiertrain.scheduling import RESOLUTION, optimize
-from hiertrain.search import Candidate
 from hiertrain.values import InputError
 from tests.oracles import enumerated_optimum
 from tests.strategies import problems, slowed, with_least_samples
@@ -74,7 +75,7 @@ def check_programme(problem: Problem, star: Candidate) -> None:
     """
     program = compile_plan(star.plan(problem), problem.profile.chain, problem.execution)
     time_s = simulate(program, problem.profile, problem.network).makespan_s
-    programmes = relaxation._Programmes(problem, star.tree.workers, np.array([star.depths]).T)
+    programmes = lp_rounding._Programmes(problem, star.tree.workers, np.array([star.depths]).T)
     unit_s = time_s / 1e4 or 1.0
     rows = programmes.rows(unit_s)[0]
     bounds = [*((samples, samples) for samples in star.samples), *[(0, None)] * (rows.shape[1] - 1 - len(star.samples))]
@@ -200,8 +201,8 @@ def test_scale_of_time_does_not_matter(factors: tuple[float, ...]) -> None:
 )
 def test_what_is_left_is_shared_out_in_every_way(samples: tuple[float, ...], ways: set[tuple[int, ...]]) -> None:
     problem = synthetic_problem(4, 8, 3, seed=1)
-    solution = relaxation._Relaxed(Tree(NAMES, (-1, 0, 0)), (4, 2, 3), np.array(samples), 1.0)
-    plans = list(relaxation._roundings(problem, solution))
+    solution = lp_rounding._Relaxed(Tree(NAMES, (-1, 0, 0)), (4, 2, 3), np.array(samples), 1.0)
+    plans = list(lp_rounding._roundings(problem, solution))
     assert {tuple(plan.workers[name].samples for name in NAMES) for plan in plans} == ways
     assert len(plans) == len(ways)
 

@@ -17,10 +17,10 @@ from scipy.optimize import linprog
 
 from hiertrain.cost.bounds import Floats, Integers
 from hiertrain.cost.closed_form import iteration_s
+from hiertrain.planning.heuristic import Candidate
 from hiertrain.problem.plan import Plan, misfit
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
-from hiertrain.search import Candidate
 from hiertrain.values import InputError
 
 # HiGHS' tolerances are absolute. The best plan of a single worker takes so many units of time.

@@ -12,9 +12,10 @@ from ortools.sat.python import cp_model
 
 from hiertrain.cost.bounds import Boxes, Integers
 from hiertrain.cost.integers import IntegerCosts, Way, integer_costs
+from hiertrain.planning.heuristic import Candidate
+from hiertrain.planning.trees import ranges
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
-from hiertrain.search import Candidate, ranges
 
 # Deterministic seconds of the first attempt at a tree; each further one has twice as many, another seed, and boxes
 # halved further. Most proofs need less than a third of it; what needs more ends sooner by starting again.

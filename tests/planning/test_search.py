@@ -5,11 +5,11 @@ from hypothesis import given, settings
 
 from hiertrain.cost.bounds import any_plan_bound_s
 from hiertrain.cost.closed_form import iteration_s
+from hiertrain.planning.optimize import optimize
+from hiertrain.planning.trees import larger, rank, trees
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
-from hiertrain.scheduling import optimize
-from hiertrain.search import larger, rank, trees
 from tests.strategies import many_workers, planned_problems
 
 

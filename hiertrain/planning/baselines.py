@@ -12,11 +12,11 @@ import numpy as np
 from hiertrain.cost.bounds import Boxes, Evaluator, Floats
 from hiertrain.cost.closed_form import iteration_s, memory_bytes
 from hiertrain.cost.integers import TIE
+from hiertrain.planning.heuristic import Candidate
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
-from hiertrain.search import Candidate
 from hiertrain.values import InputError
 
 

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
-from hiertrain import search, treemodel
 from hiertrain.cost.bounds import Boxes, Evaluator
 from hiertrain.cost.closed_form import iteration_s
 from hiertrain.cost.integers import TIE, integer_costs
+from hiertrain.planning import cpsat
+from hiertrain.planning.heuristic import Candidate
+from hiertrain.planning.trees import depth_grid, sample_ranges, trees
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
-from hiertrain.search import Candidate, depth_grid, trees
 from tests.strategies import large_problem, problems, slowed
 
 
@@ -36,7 +37,7 @@ def draw_box(data: st.DataObject) -> tuple[Problem, Tree, Boxes, Plan]:
     layers = len(problem.profile.layers)
     grid = depth_grid(tree, np.arange(1, layers + 1), layers)
     depths = grid[:, [data.draw(st.integers(0, grid.shape[1] - 1))]]
-    low, _ = search.sample_ranges(problem, tree)
+    low, _ = sample_ranges(problem, tree)
     cuts = sorted(data.draw(st.integers(0, problem.batch_size - int(low.sum()))) for _ in tree.workers[1:])
     samples = (low + [b - a for a, b in pairwise([0, *cuts, problem.batch_size - int(low.sum())])])[:, np.newaxis]
     plan = Candidate(tree, tuple(depths[:, 0].tolist()), tuple(samples[:, 0].tolist())).plan(problem)
@@ -61,7 +62,7 @@ def check_model(problem: Problem, tree: Tree, only: Boxes, plan: Plan) -> None:
     time_s = iteration_s(problem, plan)
     near_s = time_s or 1.0
     costs = integer_costs(problem, tree, near_s, 1.5 * near_s)
-    model, _ = treemodel.tree_model(problem, tree, costs, only)
+    model, _ = cpsat.tree_model(problem, tree, costs, only)
     solver = cp_model.CpSolver()
     solver.parameters.presolve_inclusion_work_limit = 0
     assert solver.solve(model) == cp_model.OPTIMAL
@@ -83,5 +84,5 @@ def test_model_knows_activations_behind_raw_samples(data_holder: str) -> None:
 
 def test_presolve_stays_as_far_off_as_it_must() -> None:
     """CP-SAT 9.15 returns wrong answers otherwise: google/or-tools issue 5293."""
-    parameters = treemodel.new_solver(seed=1, attempt=0, seconds=1.0).parameters
+    parameters = cpsat.new_solver(seed=1, attempt=0, seconds=1.0).parameters
     assert (parameters.presolve_inclusion_work_limit, parameters.num_workers) == (0, 1)

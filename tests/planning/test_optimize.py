@@ -10,16 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertrain import files, scheduling, search
+from hiertrain import files
 from hiertrain.cost.closed_form import iteration_s, memory_bytes
 from hiertrain.paths import DATA
+from hiertrain.planning import narrowing
+from hiertrain.planning.optimize import RESOLUTION, optimize
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.solution import Progress, Shape, Solution
 from hiertrain.schedulers import try_every_plan
-from hiertrain.scheduling import RESOLUTION, Progress, Solution, optimize
 from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans, branch_and_bound_optimum, enumerated_optima, enumerated_optimum
 from tests.strategies import constrained_problems, large_problem, many_workers, plans, problems, slowed
@@ -83,11 +85,11 @@ def test_five_workers_match_the_best_of_all_plans() -> None:
 
 @pytest.mark.parametrize("shape", ["tree", "star"])
 def test_eight_workers_end_at_the_time_limit_with_a_good_plan_and_a_bound(
-    shape: search.Shape, monkeypatch: pytest.MonkeyPatch
+    shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 3.4 million trees. Every look at the clock takes 10 ms, so that the limit leaves 400 steps."""
     clock = count()
-    monkeypatch.setattr(scheduling, "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
+    monkeypatch.setattr("hiertrain.planning.optimize.time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
     problem = many_workers(8)
     solution = optimize(problem, shape=shape, time_limit_s=4.0)
     assert solution.solve_s < 4.1
@@ -101,7 +103,7 @@ def test_many_workers_under_constraints_give_a_plan(
     constraint: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = count()
-    monkeypatch.setattr(scheduling, "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
+    monkeypatch.setattr("hiertrain.planning.optimize.time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
     problem = replace(many_workers(6), **constraint)
     plan = optimize(problem, time_limit_s=2.0).plan
     assert plan.root == (problem.root or plan.root)
@@ -112,7 +114,7 @@ def test_many_workers_under_constraints_give_a_plan(
 def test_no_time_for_any_plan_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six workers, and memory for a plan of all of them at most."""
     clock = count()
-    monkeypatch.setattr(scheduling, "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
+    monkeypatch.setattr("hiertrain.planning.optimize.time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
     problem = many_workers(6)
     layers = tuple(layer.model_copy(update={"activation_bytes": 1000}) for layer in problem.profile.layers)
     problem = replace(
@@ -126,7 +128,7 @@ def test_no_time_for_any_plan_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=80, derandomize=True, deadline=None)
 @given(constrained_problems(), st.sampled_from(["tree", "star"]))
-def test_constraints_match_enumeration(problem: Problem, shape: search.Shape) -> None:
+def test_constraints_match_enumeration(problem: Problem, shape: Shape) -> None:
     optimum_s, _ = enumerated_optimum(problem, shape)
     if optimum_s == float("inf"):
         with pytest.raises(InputError, match="memory limit of"):
@@ -143,10 +145,10 @@ def test_models_alone_match_enumeration(limit: str, value: int, problem: Problem
     optimum_s, _ = enumerated_optimum(problem)
     if optimum_s == float("inf"):
         return  # the test above covers the error
-    heuristic = search.good_plan
+    heuristic = narrowing.good_plan
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "good_plan", lambda e: heuristic(e) if len(e.tree.workers) == 1 else None)
-        patch.setattr(search, limit, value)
+        patch.setattr(narrowing, "good_plan", lambda e: heuristic(e) if len(e.tree.workers) == 1 else None)
+        patch.setattr(narrowing, limit, value)
         solution = optimize(problem)
     check_solution(problem, solution, optimum_s)
 

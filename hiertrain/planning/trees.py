@@ -1,0 +1,101 @@
+"""Which trees of workers there are, and the depths and samples that their plans may have."""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations, product
+
+import numpy as np
+
+from hiertrain.cost.bounds import Boxes, Integers
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.solution import Shape
+from hiertrain.problem.tree import Tree
+
+
+def trees(problem: Problem, shape: Shape) -> Iterator[Tree]:
+    """All trees of active workers that may have a plan, whatever the layers ask for, in the order that settles ties.
+
+    Fewest workers first; then by the set of workers, the root and the parents, each in the profile's order. Three
+    workers have 18 trees, five 1,060 and eight 3.4 million.
+    """
+    for size in range(1, len(problem.workers) + 1):
+        for subset in combinations(problem.workers, size):
+            for root in subset:
+                if problem.root in (None, root):
+                    yield from (tree for tree in _rooted_trees(subset, root, shape) if _admits(problem, tree))
+
+
+def rank(problem: Problem, tree: Tree) -> tuple[int, ...]:
+    """What the order of ``trees`` sorts by."""
+    place = {name: number for number, name in enumerate(problem.workers)}
+    parents = dict(zip(tree.workers, tree.parents, strict=True))
+    subset = sorted(tree.workers, key=place.__getitem__)
+    above = [place[tree.workers[parents[name]]] for name in subset if name != tree.workers[0]]
+    return len(subset), *(place[name] for name in subset), place[tree.workers[0]], *above
+
+
+def _rooted_trees(subset: tuple[str, ...], root: str, shape: Shape) -> Iterator[Tree]:
+    others = [name for name in subset if name != root]
+    for parents in product([root] if shape == "star" else subset, repeat=len(others)):
+        tree = _tree(root, dict(zip(others, parents, strict=True)))
+        if len(tree.workers) == len(subset):  # otherwise the parents form a cycle
+            yield tree
+
+
+def _tree(root: str, parent_of: Mapping[str, str]) -> Tree:
+    """The root and all below it, breadth first."""
+    order = [root]
+    for name in order:  # grows while it is read
+        order += [child for child, parent in parent_of.items() if parent == name]
+    return Tree(tuple(order), (-1, *(order.index(parent_of[name]) for name in order[1:])))
+
+
+def larger(problem: Problem, tree: Tree, shape: Shape) -> Iterator[Tree]:
+    """The trees that the problem admits and that have one leaf more; those whose leaf is the root's come first."""
+    parent_of = {name: tree.workers[parent] for name, parent in zip(tree.workers[1:], tree.parents[1:], strict=True)}
+    for parent in tree.workers[: 1 if shape == "star" else None]:
+        for leaf in problem.workers:
+            if leaf not in tree.workers:
+                added = {**parent_of, leaf: parent}
+                grown = _tree(tree.workers[0], {name: added[name] for name in problem.workers if name in added})
+                if _admits(problem, grown):
+                    yield grown
+
+
+def _admits(problem: Problem, tree: Tree) -> bool:
+    low, high = sample_ranges(problem, tree)
+    return bool((low <= high).all() and low.sum() <= problem.batch_size <= high.sum())
+
+
+def sample_ranges(problem: Problem, tree: Tree) -> tuple[Integers, Integers]:
+    """The least and the greatest number of own samples per worker, both (k,): a leaf has what the first layer takes."""
+    low = np.array([0 if children else problem.profile.layers[0].least_samples for children in tree.children])
+    high = problem.batch_size - low.sum() + low
+    if problem.samples_stay:
+        high[[name != problem.data_holder for name in tree.workers]] = 0
+    return low, high
+
+
+def least_depth(problem: Problem) -> int:
+    """Of a worker that computes."""
+    return problem.profile.chain.depth if problem.whole_model else 1
+
+
+def ranges(problem: Problem, tree: Tree, within: Boxes | None) -> tuple[list[list[int]], list[list[int]]]:
+    """Each worker's least and greatest depth and number of own samples in the boxes; without boxes, in all plans."""
+    if within is None:
+        layers = problem.profile.chain.depth
+        low, high = sample_ranges(problem, tree)
+        least = least_depth(problem)
+        return [[layers if parent < 0 else least, layers] for parent in tree.parents], np.array([low, high]).T.tolist()
+    depths = np.array([within.depths.min(axis=1), within.depths.max(axis=1)]).T
+    samples = np.array([within.low.min(axis=1), within.high.max(axis=1)]).T
+    return depths.tolist(), samples.tolist()
+
+
+def depth_grid(tree: Tree, depths: Integers, chain_depth: int) -> Integers:
+    """All combinations of the given depths with no worker deeper than its parent; (k, P). The root's depth is N."""
+    grid = np.full((1, 1), chain_depth)
+    for parent in tree.parents[1:]:
+        combined = np.concatenate([np.repeat(grid, len(depths), axis=1), [np.tile(depths, grid.shape[1])]])
+        grid = combined[:, combined[-1] <= combined[parent]]
+    return grid
