@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from hiertrain import commands
-from hiertrain.jobs import OptimizerSettings
 from hiertrain.options import BATCH_SIZE, EXECUTIONS, ITERATIONS
 from hiertrain.testbeds import AUTOMATIC
 from hiertrain.values import one_line
+from hiertrain.workload.spec import OptimizerSettings
 
 
 class _Parser(argparse.ArgumentParser):

@@ -18,15 +18,15 @@ import torch
 from tqdm.auto import tqdm
 
 from hiertrain import alarms, files, memory
-from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Answer, Beat, ClockReading, Iteration, Jobs, Report, Snapshot, TrainJob
-from hiertrain.modelfiles import WEIGHTS, save_model
-from hiertrain.models import build_model
-from hiertrain.runtime import unpack_weights
 from hiertrain.stages import accuracy, estimate_statistics
 from hiertrain.training import keep_iteration, steady
 from hiertrain.values import MOST_WORKERS, InputError, shown
 from hiertrain.worker import Pulse, in_one_line, train
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.modelfiles import WEIGHTS, save_model
+from hiertrain.workload.weights import unpack_weights
 
 BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the environment
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hiertrain import files
 from hiertrain.alarms import crowding, misfits, of_run, show, spreads
 from hiertrain.cost.closed_form import iteration_s
-from hiertrain.jobs import Jobs, ModelSettings, Training
+from hiertrain.jobs import Jobs
 from hiertrain.memory import KEPT
 from hiertrain.options import (
     BATCH_SIZE,
@@ -43,11 +43,12 @@ from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
 from hiertrain.values import InputError
+from hiertrain.workload.spec import ModelSettings, Training
 
 if TYPE_CHECKING:
-    from hiertrain.datasets import Dataset
     from hiertrain.testbeds.base import Testbed
     from hiertrain.training import TrainingRun
+    from hiertrain.workload.datasets import Dataset
 
 ALONE_S = 2.0  # for about so long every worker that could be the best one trains alone
 ALONE_AT_MOST = 2.0  # times the predicted time of the best one alone; slower workers need not be tried
@@ -57,9 +58,9 @@ COMPARED = 10
 
 def run_profile(options: argparse.Namespace) -> None:
     """Stage 1a: measure every layer on every worker; write profile.json."""
-    from hiertrain.datasets import load_dataset
-    from hiertrain.models import build_model
     from hiertrain.stages import measure_layers
+    from hiertrain.workload.architectures import build_model
+    from hiertrain.workload.datasets import load_dataset
 
     settings = find_testbed(options.testbed)
     check_time_limit(options)
@@ -135,11 +136,11 @@ def run_predict(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Stage 3: train by a plan, and on one process for comparison; write a record."""
-    from hiertrain.datasets import load_dataset
-    from hiertrain.models import build_model
     from hiertrain.problem.plan import quantized_layers
     from hiertrain.records import recorded, save_record
     from hiertrain.stages import check_profile, check_training, measure_layers, measure_links, train
+    from hiertrain.workload.architectures import build_model
+    from hiertrain.workload.datasets import load_dataset
 
     # All that is given is checked before anything is measured.
     settings = find_testbed(options.testbed)
@@ -201,8 +202,8 @@ def run_train(options: argparse.Namespace) -> None:
 
 def _folder_of_run(options: argparse.Namespace) -> Path:
     """The folder that gets record and model. Raises InputError where it has those of an earlier run."""
-    from hiertrain.modelfiles import WEIGHTS
     from hiertrain.records import check_new, new_run, record_path
+    from hiertrain.workload.modelfiles import WEIGHTS
 
     if not options.output:
         return new_run(RESULTS / "train")
@@ -216,7 +217,7 @@ def _folder_of_run(options: argparse.Namespace) -> Path:
 
 def _note_on_channels(training: Training) -> dict[str, int]:
     """What a record keeps, and is printed, where a model is given grey samples in place of colour."""
-    from hiertrain.models import channel_repeats
+    from hiertrain.workload.architectures import channel_repeats
 
     repeats = channel_repeats(training.model.name, training.model.sample_shape or (3,))
     if repeats == 1:
@@ -236,8 +237,8 @@ def _earlier_s(root: Path, plan: Plan, settings: AnySettings, execution: Executi
 
 def _results(run: "TrainingRun", training: Training, dataset: "Dataset", folder: Path) -> dict[str, Any]:
     """Save the trained model, print what came of it, and return what a record keeps of it."""
-    from hiertrain.modelfiles import WEIGHTS, save_model
     from hiertrain.stages import accuracy, trained_model
+    from hiertrain.workload.modelfiles import WEIGHTS, save_model
 
     model = trained_model(training, run.snapshots[training.iterations], dataset)
     path, share = save_model(model, training, folder / WEIGHTS), accuracy(model, dataset)
@@ -289,9 +290,9 @@ def _train_alone(testbed: "Testbed", problem: Problem, plan: Plan, training: Tra
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Print the test accuracy of a trained model; complete one that a worker wrote who did not have the data."""
-    from hiertrain.datasets import load_dataset
-    from hiertrain.modelfiles import load_model, save_model, weights_in
     from hiertrain.stages import accuracy, estimate_statistics
+    from hiertrain.workload.datasets import load_dataset
+    from hiertrain.workload.modelfiles import load_model, save_model, weights_in
 
     model, training, saved = load_model(options.model)
     dataset = load_dataset(training.dataset, options.data)
@@ -309,9 +310,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_jobs(options: argparse.Namespace) -> None:
     """Write jobs.json, by which every worker can be started by hand, and print how."""
-    from hiertrain.datasets import load_dataset
-    from hiertrain.models import build_model
     from hiertrain.stages import check_profile, check_training
+    from hiertrain.workload.architectures import build_model
+    from hiertrain.workload.datasets import load_dataset
 
     files.check_output(options.output)
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hiertrain.datasets import Dataset
 from hiertrain.experiments import (
     Emulated,
     Setting,
@@ -23,7 +22,6 @@ from hiertrain.experiments import (
     settings_at,
     work_parameters,
 )
-from hiertrain.jobs import Training
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan
@@ -35,6 +33,8 @@ from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.settings import kind_of_times
 from hiertrain.values import InputError
+from hiertrain.workload.datasets import Dataset
+from hiertrain.workload.spec import Training
 
 
 def problem_of(settings: Emulated, setting: Setting, chain: Chain) -> Problem:

@@ -17,8 +17,6 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from hiertrain import files
-from hiertrain.datasets import load_dataset
-from hiertrain.jobs import ModelSettings, OptimizerSettings, Training
 from hiertrain.paths import DATA
 from hiertrain.planning.policies import POLICIES, Policy, find_policies
 from hiertrain.problem.execution import Execution
@@ -36,6 +34,8 @@ from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, kind_of_times
 from hiertrain.values import BatchSize, InputError, Name, RateMbps, Slowdown, Value
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
 
 LEAST_TIMED = 3  # iterations of one piece of work: quartiles of fewer say nothing
 Emulated = LocalSettings | NetnsSettings

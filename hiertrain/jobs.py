@@ -19,65 +19,21 @@ from hiertrain.values import (
     MOST_WORKERS,
     BatchSize,
     Bytes,
-    Classes,
     Count,
-    LearningRate,
     MemoryBytes,
-    Momentum,
     Name,
-    Option,
-    Pixels,
     Port,
     PositiveCount,
     PositiveSeconds,
     Seconds,
-    Seed,
     Threads,
     Value,
-    WeightDecay,
 )
+from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
 
 Rival = Literal["plain", "ddp", "ddp-scatter", "pipelining"]  # see the module ``rivals``
 BEAT_S = 0.5  # between two signs of life of a worker that has a job
 PART_BYTES = 2**16  # of a payload; takes 0.3 s at 1.5 Mbit/s
-
-
-class ModelSettings(Value):
-    """Which model; every worker builds it for itself."""
-
-    name: Name
-    sample_shape: tuple[Pixels, Pixels, Pixels] | None = None  # None: the model's default
-    classes: Classes = 10
-    seed: Seed = 0
-    options: dict[Name, Option] = Field(
-        default_factory=dict
-    )  # further arguments of a torchvision model, such as dropout
-
-
-class OptimizerSettings(Value):
-    """The optimizer at the root. Adam takes no notice of ``momentum`` and keeps PyTorch's default betas."""
-
-    name: Literal["sgd", "adam"] = "sgd"
-    learning_rate: LearningRate = 0.02
-    momentum: Momentum = 0.9
-    weight_decay: WeightDecay = 0.0
-
-
-class Training(Value):
-    """What is trained, whoever computes it: the same for every plan and for a single process."""
-
-    model: ModelSettings
-    dataset: Name
-    data_folder: str | None = None  # on the data holder's machine; None: the data folder of the checkout there
-    batch_size: BatchSize
-    optimizer: OptimizerSettings = OptimizerSettings()
-    seed: Seed = 0  # of the sample order
-    iterations: PositiveCount
-    snapshot_every: PositiveCount  # iterations; there is always one after the last
-
-    def snapshot_due(self, done: int) -> bool:
-        """Whether the weights are kept after ``done`` iterations."""
-        return done == self.iterations or done % self.snapshot_every == 0
 
 
 class Group(Value):

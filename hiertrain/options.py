@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiertrain import files
-from hiertrain.jobs import Machine, ModelSettings, OptimizerSettings, Training
+from hiertrain.jobs import Machine
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
@@ -16,9 +16,10 @@ from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
 from hiertrain.values import InputError, PositiveSeconds, check
+from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
 
 if TYPE_CHECKING:
-    from hiertrain.datasets import Dataset
+    from hiertrain.workload.datasets import Dataset
 
 BATCH_SIZE = 128  # samples per mini-batch over all workers, as in the notebooks
 ITERATIONS = 200  # mini-batches after which LeNet-5 has learnt digits

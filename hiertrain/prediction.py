@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 
 from hiertrain.alarms import misfits, repetitions, spreads
 from hiertrain.families import family_plans
-from hiertrain.jobs import ModelSettings, Training
 from hiertrain.planning.optimize import optimize
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
@@ -24,6 +23,7 @@ from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.settings import AnySettings, kind_of_times
 from hiertrain.values import InputError
+from hiertrain.workload.spec import ModelSettings, Training
 
 
 def compare_each(

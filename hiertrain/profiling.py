@@ -16,11 +16,13 @@ from torch import Tensor
 from hiertrain import memory
 from hiertrain.fitting import fit_layers
 from hiertrain.jobs import Probed, ProbeJob, ProfileJob
-from hiertrain.models import ChainModel, build_model, summed_loss
 from hiertrain.problem.profile import Measurement, Step, TimingPoint, WorkerProfile
-from hiertrain.runtime import build_optimizer, synchronize
+from hiertrain.runtime import synchronize
 from hiertrain.transport import Transport
 from hiertrain.values import InputError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.chain_model import ChainModel, summed_loss
+from hiertrain.workload.optimizers import build_optimizer
 
 Report = Callable[[int, int, str], None]  # done, total, note
 

@@ -7,12 +7,14 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import trange
 
-from hiertrain.datasets import Dataset, batch_indices
-from hiertrain.jobs import Training
-from hiertrain.models import build_model
-from hiertrain.runtime import build_optimizer, pack_weights
 from hiertrain.training import Snapshots
 from hiertrain.values import RunError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import Dataset
+from hiertrain.workload.optimizers import build_optimizer
+from hiertrain.workload.sample_order import batch_indices
+from hiertrain.workload.spec import Training
+from hiertrain.workload.weights import pack_weights
 
 
 @dataclass(frozen=True)

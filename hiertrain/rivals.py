@@ -23,11 +23,15 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from hiertrain.datasets import batch_indices, load_dataset
-from hiertrain.jobs import ClockReading, Iteration, RivalJob, Training
-from hiertrain.models import ChainModel, build_model, summed_loss
-from hiertrain.runtime import build_optimizer, pack_weights
+from hiertrain.jobs import ClockReading, Iteration, RivalJob
 from hiertrain.transport import Transport
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.chain_model import ChainModel, summed_loss
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.optimizers import build_optimizer
+from hiertrain.workload.sample_order import batch_indices
+from hiertrain.workload.spec import Training
+from hiertrain.workload.weights import pack_weights
 
 # From the rows of a mini-batch in the data set, int64, shape (B,), to this worker's share of its mean loss.
 Step = Callable[[Tensor], float]

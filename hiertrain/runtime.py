@@ -7,14 +7,12 @@ computes lie in one flat tensor, so that a message is a slice and needs no copy.
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from hiertrain.jobs import Iteration, OptimizerSettings
-from hiertrain.models import ChainModel, summed_loss
+from hiertrain.jobs import Iteration
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import WorkerProfile
@@ -23,6 +21,10 @@ from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import compute_s
 from hiertrain.quantization import dequantize, quantize
 from hiertrain.transport import Departure, Transport, sleep_until
+from hiertrain.workload.chain_model import ChainModel, summed_loss
+from hiertrain.workload.optimizers import build_optimizer
+from hiertrain.workload.spec import OptimizerSettings
+from hiertrain.workload.weights import flatten_weights, split_like
 
 CPU = torch.device("cpu")
 SAMPLE_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -41,54 +43,6 @@ TAGS = {kind: tag for tag, pair in enumerate(SEND_OF.items()) for kind in pair}
 
 class ActionError(RuntimeError):
     """An action failed; the message names the worker, the action and its position in the program."""
-
-
-def build_optimizer(settings: OptimizerSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that ``settings`` describe."""
-    if settings.name == "adam":
-        return torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
-
-
-def flatten_weights(model: ChainModel, depth: int) -> Tensor:
-    """Move the parameters of layers 1..depth into one flat tensor, of which they become views, and return it.
-
-    Float32, shape (parameters,), in chain order: the first ``parameter_prefix_bytes[m] / 4`` elements are those of
-    layers 1..m.
-    """
-    parameters = list(model.layers[:depth].parameters())
-    if not parameters:
-        return torch.empty(0)
-    weights = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-    for parameter, view in zip(parameters, split_like(weights, parameters), strict=True):
-        parameter.data = view
-    return weights
-
-
-def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a flat tensor in the shapes of the first of ``parameters``, as many as it has elements for."""
-    views, offset = [], 0
-    for parameter in parameters:
-        if offset == flat.numel():
-            break
-        views.append(flat[offset : offset + parameter.numel()].view_as(parameter))
-        offset += parameter.numel()
-    return views
-
-
-def pack_weights(model: ChainModel) -> bytes:
-    """The weights, float32 in chain order, as raw bytes.
-
-    Running statistics of BatchNorm are left out: each worker has its own, of its own samples and layers only.
-    """
-    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).cpu().numpy().tobytes()
-
-
-def unpack_weights(model: ChainModel, packed: bytes) -> None:
-    """Set the weights of ``model`` from ``pack_weights``'s bytes. Raises RuntimeError on a wrong size."""
-    torch.nn.utils.vector_to_parameters(torch.frombuffer(bytearray(packed), dtype=torch.float32), model.parameters())
 
 
 @dataclass

@@ -14,14 +14,11 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from hiertrain.cost.closed_form import iteration_s
-from hiertrain.datasets import Dataset, iterations_per_epoch
 from hiertrain.files import parse
 from hiertrain.jobs import (
     Beat,
     ClockReading,
     Iteration,
-    ModelSettings,
-    OptimizerSettings,
     Probed,
     ProbeJob,
     Profiled,
@@ -30,10 +27,8 @@ from hiertrain.jobs import (
     Rival,
     RivalJob,
     Snapshot,
-    Training,
     TrainJob,
 )
-from hiertrain.models import ChainModel, build_model
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.network import Link, LinkMeasurement, Network
 from hiertrain.problem.plan import Plan, check_plan
@@ -42,11 +37,16 @@ from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.program.actions import Program
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import dry_run
-from hiertrain.runtime import unpack_weights
 from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshWorker
 from hiertrain.training import Snapshots, TrainingRun, keep_iteration
 from hiertrain.values import InputError, RunError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.chain_model import ChainModel
+from hiertrain.workload.datasets import Dataset
+from hiertrain.workload.sample_order import iterations_per_epoch
+from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
+from hiertrain.workload.weights import unpack_weights
 
 EVALUATION_BATCH = 500
 STATISTICS_BATCHES = 10

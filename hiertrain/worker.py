@@ -20,7 +20,6 @@ from typing import IO
 import torch
 import torch.distributed as dist
 
-from hiertrain.datasets import batch_indices, load_dataset
 from hiertrain.jobs import (
     BEAT_S,
     PART_BYTES,
@@ -45,10 +44,13 @@ from hiertrain.jobs import (
     read_request,
     write_message,
 )
-from hiertrain.models import build_model
 from hiertrain.profiling import probe_link, time_layers
-from hiertrain.runtime import Runner, pack_weights, synchronize
+from hiertrain.runtime import Runner, synchronize
 from hiertrain.transport import Transport
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.sample_order import batch_indices
+from hiertrain.workload.weights import pack_weights
 
 
 class Outbox:

@@ -14,9 +14,7 @@ from hiertrain.benchmarks import (
     run_block,
     unpaced_table,
 )
-from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Iteration
-from hiertrain.models import build_model
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment
 from hiertrain.program.actions import Program
@@ -24,6 +22,8 @@ from hiertrain.stages import training_settings
 from hiertrain.testbeds.base import Testbed
 from hiertrain.training import TrainingRun
 from hiertrain.values import InputError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import load_dataset
 from tests.test_training import LENET, instant_problem
 
 

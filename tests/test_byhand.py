@@ -20,22 +20,22 @@ import torch.distributed as dist
 from hiertrain import files, memory
 from hiertrain.byhand import _Folder, train_by_hand
 from hiertrain.cli import main
-from hiertrain.datasets import load_dataset
 from hiertrain.jobs import Beat, Iteration, Jobs, Report, Snapshot, TrainJob
 from hiertrain.memory import KEPT, worker_environment
-from hiertrain.modelfiles import load_model
-from hiertrain.models import build_model
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile
 from hiertrain.program.compiler import compile_plan
 from hiertrain.reference import train_on_one_process
-from hiertrain.runtime import pack_weights
 from hiertrain.stages import accuracy
 from hiertrain.testbeds.local import LOOPBACK
 from hiertrain.training import TrainingRun
 from hiertrain.values import InputError
 from hiertrain.worker import Pulse, train
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.modelfiles import load_model
+from hiertrain.workload.weights import pack_weights
 
 WORKERS = ("device", "edge", "cloud")
 STAR = {"device": ("edge", 3, 4), "edge": (None, 13, 5), "cloud": ("edge", 7, 3)}

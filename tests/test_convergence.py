@@ -7,10 +7,7 @@ import pytest
 
 from hiertrain import convergence, records, testbeds
 from hiertrain.convergence import accuracy_table, cut_policies, loss_table, problem_of, train_each
-from hiertrain.datasets import load_dataset
 from hiertrain.experiments import check_emulated, effective_execution, problem_at, setting_of
-from hiertrain.jobs import ModelSettings
-from hiertrain.models import build_model
 from hiertrain.planning.baselines import single_worker_plan
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.problem import Problem
@@ -18,6 +15,9 @@ from hiertrain.reference import ReferenceRun, train_on_one_process
 from hiertrain.stages import training_settings
 from hiertrain.testbeds import find_testbed
 from hiertrain.values import InputError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.spec import ModelSettings
 from tests.conftest import OpenLocal
 
 LOCAL = check_emulated(find_testbed("local"))

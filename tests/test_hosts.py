@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from hiertrain.datasets import load_dataset
-from hiertrain.jobs import Answer, Beat, Job, ModelSettings, OptimizerSettings, Progress, Snapshot
+from hiertrain.jobs import Answer, Beat, Job, Progress, Snapshot
 from hiertrain.memory import worker_environment
-from hiertrain.models import build_model
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
 from hiertrain.program.actions import SEND_OF
@@ -19,6 +17,9 @@ from hiertrain.stages import train, training_settings
 from hiertrain.testbeds.base import Host, OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.spec import ModelSettings, OptimizerSettings
 from tests.test_training import PLANS, TOLERANCE, WORKERS, instant_problem, largest_difference
 
 pytestmark = pytest.mark.netns

@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hiertrain.datasets import load_dataset
-from hiertrain.jobs import ModelSettings
 from hiertrain.paths import ROOT
 from hiertrain.planning.baselines import single_worker_plans
 from hiertrain.problem.network import Network
@@ -25,6 +23,8 @@ from hiertrain.stages import measure_layers, train, training_settings
 from hiertrain.testbeds.base import Host, Testbed
 from hiertrain.testbeds.local import ADDRESS, LOOPBACK
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.spec import ModelSettings
 from tests.test_cli import NETWORK, PROFILE
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

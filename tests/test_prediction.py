@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 
 from hiertrain import prediction, records, testbeds
-from hiertrain.datasets import load_dataset
-from hiertrain.jobs import ModelSettings, Training
-from hiertrain.models import build_model
 from hiertrain.planning.optimize import optimize
 from hiertrain.prediction import compare_each, compare_plans
 from hiertrain.problem.execution import Execution
@@ -17,6 +14,9 @@ from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.settings import LocalSettings, with_bandwidth
 from hiertrain.values import InputError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.spec import ModelSettings, Training
 from tests.conftest import OpenLocal
 from tests.test_training import instant_problem
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hiertrain.jobs import Answer, ModelSettings, Probed, Profiled, ProfileJob
-from hiertrain.models import build_model, chain_from_module
+from hiertrain.jobs import Answer, Probed, Profiled, ProfileJob
 from hiertrain.problem.network import Link
 from hiertrain.problem.profile import LayerCost, LayerTimes, WorkerProfile
 from hiertrain.profiling import time_layers
@@ -25,6 +24,9 @@ from hiertrain.testbeds.settings import (
     WorkerSettings,
 )
 from hiertrain.values import InputError, RunError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.chain_model import chain_from_module
+from hiertrain.workload.spec import ModelSettings
 from tests.conftest import OpenLocal
 
 

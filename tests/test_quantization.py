@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from hiertrain.models import build_model
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan, quantized_layers
 from hiertrain.quantization import dequantize, quantize
+from hiertrain.workload.architectures import build_model
 
 JALAD = Execution(activation_encoding="uint8")
 FINITE = np.finfo(np.float32)

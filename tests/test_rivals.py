@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from hiertrain.datasets import load_dataset
-from hiertrain.jobs import ModelSettings, OptimizerSettings, Rival
+from hiertrain.jobs import Rival
 from hiertrain.problem.network import Link
 from hiertrain.problem.plan import Plan
 from hiertrain.reference import train_on_one_process
@@ -12,6 +11,8 @@ from hiertrain.stages import train_as_rival, training_settings
 from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.values import InputError
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.spec import ModelSettings, OptimizerSettings
 from tests.conftest import OpenLocal
 from tests.test_training import LENET, TOLERANCE, WORKERS, tree
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hiertrain.jobs import OptimizerSettings
-from hiertrain.models import ChainModel, chain_from_module, summed_loss
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
-from hiertrain.runtime import Runner, build_optimizer
+from hiertrain.runtime import Runner
 from hiertrain.transport import Transport
+from hiertrain.workload.chain_model import ChainModel, chain_from_module, summed_loss
+from hiertrain.workload.optimizers import build_optimizer
+from hiertrain.workload.spec import OptimizerSettings
 
 SHAPE, CLASSES, DEPTH = (2, 4, 4), 3, 6
 WAIT_S = 60.0  # for a message that never comes

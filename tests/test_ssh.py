@@ -16,9 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hiertrain.datasets import load_dataset
-from hiertrain.jobs import Beat, OptimizerSettings
-from hiertrain.models import build_model
+from hiertrain.jobs import Beat
 from hiertrain.paths import NOTEBOOKS, ROOT
 from hiertrain.problem.execution import Execution
 from hiertrain.stages import train_jobs, training_settings
@@ -29,6 +27,9 @@ from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
 from hiertrain.testbeds.settings import SshSettings, SshWorker, load_testbed
 from hiertrain.testbeds.ssh import PACKAGE, command_on, copy_command, find_problems, ssh_command
 from hiertrain.values import InputError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.spec import OptimizerSettings
 from tests.test_training import LENET, PLANS, TOLERANCE, TWO, WORKERS, instant_problem, largest_difference
 
 SSHD = "/usr/sbin/sshd"  # insists on an absolute path

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hiertrain import testbeds
-from hiertrain.jobs import BEAT_S, PART_BYTES, Beat, ModelSettings, ProfileJob, Snapshot, Trained, read_reply
+from hiertrain.jobs import BEAT_S, PART_BYTES, Beat, ProfileJob, Snapshot, Trained, read_reply
 from hiertrain.problem.network import Link
 from hiertrain.testbeds import find_testbed, hosts_of, known_testbeds, open_testbed
 from hiertrain.testbeds.base import Host, Testbed, WorkerError
@@ -30,6 +30,7 @@ from hiertrain.testbeds.settings import (
 )
 from hiertrain.values import InputError, Interrupted
 from hiertrain.worker import Outbox
+from hiertrain.workload.spec import ModelSettings
 
 LINK = Link(source="a", target="b", bandwidth_mbps=8, latency_ms=0)
 JOB = ProfileJob(

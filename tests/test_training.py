@@ -14,9 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hiertrain.datasets import batch_indices, load_dataset
-from hiertrain.jobs import Answer, Beat, Iteration, Job, ModelSettings, OptimizerSettings, Progress, Snapshot
-from hiertrain.models import ChainModel, build_model, summed_loss
+from hiertrain.jobs import Answer, Beat, Iteration, Job, Progress, Snapshot
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
@@ -27,13 +25,19 @@ from hiertrain.program.actions import SEND_OF
 from hiertrain.program.compiler import compile_plan
 from hiertrain.quantization import dequantize, quantize
 from hiertrain.reference import train_on_one_process
-from hiertrain.runtime import build_optimizer, pack_weights
 from hiertrain.stages import accuracy, train, trained_model, training_settings
 from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.training import Snapshots, TrainingRun, keep_iteration
 from hiertrain.values import InputError, RunError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.chain_model import ChainModel, summed_loss
+from hiertrain.workload.datasets import load_dataset
+from hiertrain.workload.optimizers import build_optimizer
+from hiertrain.workload.sample_order import batch_indices
+from hiertrain.workload.spec import ModelSettings, OptimizerSettings
+from hiertrain.workload.weights import pack_weights
 from tests.strategies import plans
 
 WORKERS = ("device", "edge", "cloud")

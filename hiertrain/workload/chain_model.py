@@ -1,19 +1,14 @@
-"""The models that are trained, each as a chain of layers with sizes and modules (paper, profiling stage).
+"""A model as a chain of layers with sizes and modules (paper, profiling stage), from any module.
 
-LeNet-5, an AlexNet for 32x32 images, every classifier of torchvision, and any other module through
-``chain_from_module``. Sizes are in bytes. Layer i of the chain is ``layers[i - 1]``; the chain's last layer is the
-loss, which is ``summed_loss`` divided by the number of samples in the whole mini-batch.
+Sizes are in bytes. Layer i of the chain is ``layers[i - 1]``; the chain's last layer is the loss, which is
+``summed_loss`` divided by the number of samples in the whole mini-batch.
 """
 
-import difflib
 import io
 import math
-import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,10 +18,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.nn import functional
 
-from hiertrain.probing import check_training, copied, inexact_layers, random_state
 from hiertrain.problem.chain import Chain, Layer
-from hiertrain.tracing import PROBE_BATCHES, cut, reasons_for
 from hiertrain.values import InputError
+from hiertrain.workload.cutting import PROBE_BATCHES, cut, reasons_for
+from hiertrain.workload.probing import check_training, copied, inexact_layers, random_state
 
 
 class ChainModel(nn.Module):
@@ -67,51 +62,6 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="sum")
 
 
-def model_names() -> tuple[str, ...]:
-    """The names that ``build_model`` knows."""
-    from hiertrain.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
-
-    return (*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models))
-
-
-def build_model(
-    name: str,
-    sample_shape: tuple[int, int, int] | None = None,
-    classes: int = 10,
-    seed: int = 0,
-    options: Mapping[str, float] = MappingProxyType({}),
-) -> ChainModel:
-    """A model with random weights, which depend on the seed alone; the global random stream is left as it was.
-
-    ``sample_shape`` (C, H, W) is 3x32x32 for LeNet-5 and the AlexNet for 32x32 images, and 3x224x224 for torchvision's
-    models, unless given. ``options`` are further arguments of a torchvision model: ``{"dropout": 0.0}`` makes some
-    exact. torchvision's models take three channels: where the samples have one, they are given that one three times,
-    in the chain's first layer, so that one channel is stored and sent. Raises InputError for an unknown name, for a
-    shape or an option that the model does not take.
-    """
-    if name not in OWN_MODELS and name not in model_names():
-        near = difflib.get_close_matches(name, model_names(), n=5)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise InputError(
-            f"model {name!r} is unknown; {hint}hiertrain.models.model_names() lists all {len(model_names())}"
-        )
-    own = name in OWN_MODELS
-    if own and options:
-        raise InputError(f"model {name!r}: options {dict(options)}: it takes none")
-    shape = sample_shape or ((3, 32, 32) if own else (3, 224, 224))
-    _check_sizes(name, shape, classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        module = OWN_MODELS[name](shape[0], classes) if own else _torchvision_model(name, classes, options)
-    with _refused_by_name(name):
-        return _cut_chain(module, name, shape, classes, channel_repeats(name, shape))
-
-
-def channel_repeats(name: str, sample_shape: tuple[int, ...]) -> int:
-    """How often ``build_model`` gives a model each channel of samples (C, H, W): 3 for torchvision's and grey ones."""
-    return 3 if sample_shape[0] == 1 and name not in OWN_MODELS else 1
-
-
 def chain_from_module(module: nn.Module, name: str, sample_shape: tuple[int, int, int], classes: int) -> ChainModel:
     """Any classifier as a chain, cut wherever exactly one tensor leads from what is before to what is after.
 
@@ -120,12 +70,12 @@ def chain_from_module(module: nn.Module, name: str, sample_shape: tuple[int, int
     on both (see ``probing``). Raises InputError with the place and the reason when the module cannot be cut, or when
     its chain would train something else.
     """
-    _check_sizes(name, sample_shape, classes)
+    check_sizes(name, sample_shape, classes)
     # A forward function may draw random numbers while it is traced, and the caller may be in ``no_grad``.
-    with _refused_by_name(name), random_state(0), torch.enable_grad():
+    with refused_by_name(name), random_state(0), torch.enable_grad():
         _check_parts(module)
         own = copied(module)
-        model = _cut_chain(own, name, sample_shape, classes)
+        model = cut_chain(own, name, sample_shape, classes)
         layers = {layer.name: part for layer, part in zip(model.chain.layers, model.layers, strict=False)}
         _check_coverage(own, model)
         check_training(module, layers, sample_shape, classes)
@@ -138,7 +88,7 @@ def chain_from_module(module: nn.Module, name: str, sample_shape: tuple[int, int
 
 
 @contextmanager
-def _refused_by_name(name: str) -> Iterator[None]:
+def refused_by_name(name: str) -> Iterator[None]:
     """Whatever is refused is refused for a model."""
     try:
         yield
@@ -146,7 +96,7 @@ def _refused_by_name(name: str) -> Iterator[None]:
         raise InputError(f"model {name!r} cannot be made a chain: {error}") from error
 
 
-def _cut_chain(
+def cut_chain(
     module: nn.Module, name: str, sample_shape: tuple[int, int, int], classes: int, repeats: int = 1
 ) -> ChainModel:
     """The chain of a module, which it takes over; grey samples are given to it ``repeats`` times."""
@@ -207,7 +157,7 @@ def _check_coverage(module: nn.Module, model: ChainModel) -> None:
         )
 
 
-def _check_sizes(name: str, sample_shape: tuple[int, ...], classes: int) -> None:
+def check_sizes(name: str, sample_shape: tuple[int, ...], classes: int) -> None:
     if len(sample_shape) != 3 or min(sample_shape) < 1:
         raise InputError(
             f"model {name!r}: sample_shape must be (channels, height, width), all >= 1; got {sample_shape}"
@@ -289,68 +239,3 @@ def _leaves(output: Tensor) -> set[int]:
 def _state(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from layer.named_parameters()
     yield from layer.named_buffers()
-
-
-def _torchvision_model(name: str, classes: int, options: Mapping[str, float]) -> nn.Module:
-    from hiertrain.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
-
-    with warnings.catch_warnings():
-        # GoogLeNet and Inception announce that their initialisation may change; the versions are pinned.
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
-        except TypeError as error:
-            raise InputError(f"model {name!r}: options {dict(options)}: {error}") from None
-
-
-def _lenet5(channels: int, classes: int) -> nn.Module:
-    """LeNet-5 (LeCun et al., 1998) for 32x32 images, with ReLU and maximum pooling as is usual today."""
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(channels, 6, kernel_size=5),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(6, 16, kernel_size=5),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(16 * 5 * 5, 120),
-            relu3=nn.ReLU(),
-            fc2=nn.Linear(120, 84),
-            relu4=nn.ReLU(),
-            fc3=nn.Linear(84, classes),
-        )
-    )
-
-
-def _alexnet_cifar(channels: int, classes: int) -> nn.Module:
-    """AlexNet for 32x32 images: torchvision's with smaller kernels, sized as in icpm/pytorch-cifar10.
-
-    Without its Dropout, so that hybrid training equals training on one machine.
-    """
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(channels, 64, kernel_size=3, stride=2, padding=1),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(64, 192, kernel_size=3, padding=1),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            conv3=nn.Conv2d(192, 384, kernel_size=3, padding=1),
-            relu3=nn.ReLU(),
-            conv4=nn.Conv2d(384, 256, kernel_size=3, padding=1),
-            relu4=nn.ReLU(),
-            conv5=nn.Conv2d(256, 256, kernel_size=3, padding=1),
-            relu5=nn.ReLU(),
-            pool3=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(256 * 2 * 2, 4096),
-            relu6=nn.ReLU(),
-            fc2=nn.Linear(4096, 4096),
-            relu7=nn.ReLU(),
-            fc3=nn.Linear(4096, classes),
-        )
-    )
-
-
-OWN_MODELS: dict[str, Callable[[int, int], nn.Module]] = {"lenet5": _lenet5, "alexnet-cifar": _alexnet_cifar}

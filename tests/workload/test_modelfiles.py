@@ -9,15 +9,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hiertrain.cli import main
-from hiertrain.datasets import Dataset
-from hiertrain.jobs import ModelSettings, Training
-from hiertrain.modelfiles import WEIGHTS, load_model, save_model
-from hiertrain.models import build_model, chain_from_module
 from hiertrain.reference import train_on_one_process
-from hiertrain.runtime import flatten_weights
 from hiertrain.stages import accuracy, trained_model, training_settings
-from hiertrain.torchvision_ops import torchvision
 from hiertrain.values import InputError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.chain_model import chain_from_module
+from hiertrain.workload.datasets import Dataset
+from hiertrain.workload.modelfiles import WEIGHTS, load_model, save_model
+from hiertrain.workload.spec import ModelSettings, Training
+from hiertrain.workload.torchvision_ops import torchvision
+from hiertrain.workload.weights import flatten_weights
 
 LENET = ModelSettings(name="lenet5", sample_shape=(1, 32, 32))
 
@@ -113,7 +114,7 @@ def test_evaluate_completes_a_model_without_statistics(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = small_data()
-    monkeypatch.setattr("hiertrain.datasets.load_dataset", lambda *_: data)
+    monkeypatch.setattr("hiertrain.workload.datasets.load_dataset", lambda *_: data)
     spec = ModelSettings(name="shufflenet_v2_x0_5", sample_shape=data.sample_shape)
     training = training_settings(spec, data, 8, iterations=2)
     weights = train_on_one_process(training, data).snapshots[2]

@@ -20,8 +20,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from hiertrain.inplace import check_aliases, replace_in_place, spans_in_place
 from hiertrain.values import InputError
+from hiertrain.workload.inplace import check_aliases, replace_in_place, spans_in_place
 
 # Two batch sizes tell a dimension that counts samples from one that happens to have the same size.
 PROBE_BATCHES = (2, 3)

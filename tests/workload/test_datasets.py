@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from hiertrain import datasets
-from hiertrain.datasets import (
-    DEBIAN_FASHION_MNIST,
-    FASHION_MNIST_FOLDER,
-    Dataset,
-    batch_indices,
-    iterations_per_epoch,
-    load_dataset,
-    read_idx,
-    sample_order,
-)
-from hiertrain.torchvision_ops import torchvision
 from hiertrain.values import InputError
+from hiertrain.workload import datasets
+from hiertrain.workload.datasets import DEBIAN_FASHION_MNIST, FASHION_MNIST_FOLDER, Dataset, load_dataset, read_idx
+from hiertrain.workload.sample_order import batch_indices, iterations_per_epoch, sample_order
+from hiertrain.workload.torchvision_ops import torchvision
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hiertrain import files
-from hiertrain.jobs import Training
-from hiertrain.models import ChainModel, build_model
 from hiertrain.values import InputError, PositiveCount, Value
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.chain_model import ChainModel
+from hiertrain.workload.spec import Training
 
 WEIGHTS, SETTINGS_SUFFIX = "model.safetensors", ".json"  # the name in the folder of a training
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from hiertrain.models import OWN_MODELS, ChainModel, build_model, chain_from_module, model_names, summed_loss
 from hiertrain.problem.chain import Chain
-from hiertrain.torchvision_ops import torchvision
 from hiertrain.values import InputError
+from hiertrain.workload.architectures import OWN_MODELS, build_model, model_names
+from hiertrain.workload.chain_model import ChainModel, chain_from_module, summed_loss
+from hiertrain.workload.torchvision_ops import torchvision
 
 CLASSES = 7
 

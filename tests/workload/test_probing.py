@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hiertrain.models import ChainModel, chain_from_module
 from hiertrain.values import InputError
+from hiertrain.workload.chain_model import ChainModel, chain_from_module
 
 SHAPE, CLASSES = (2, 4, 4), 3
 

@@ -1,7 +1,6 @@
-"""Labelled images of 32x32 pixels in memory, and the order in which training takes them.
+"""Labelled images of 32x32 pixels in memory.
 
-Samples are uint8 [n, C, 32, 32] with values 0..255, labels int64 [n] with values 0..classes-1. The order depends on
-seed and epoch alone, so that every plan trains on the same mini-batches.
+Samples are uint8 [n, C, 32, 32] with values 0..255, labels int64 [n] with values 0..classes-1.
 """
 
 import difflib
@@ -15,7 +14,6 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from torch.nn import functional
 
 from hiertrain import paths
 from hiertrain.values import InputError
+from hiertrain.workload.sample_order import sample_order
 
 FASHION_MNIST_FOLDER = Path("FashionMNIST", "raw")  # in the data folder, as torchvision lays it out
 FASHION_MNIST_FILES = tuple(
@@ -86,35 +85,9 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     return LOADERS[name](Path(folder or paths.DATA))
 
 
-def sample_order(samples: int, seed: int, epoch: int) -> Tensor:
-    """The order of an epoch: a permutation of 0..samples-1, int64 [samples], that depends on seed and epoch alone."""
-    return _order(samples, seed, epoch).clone()
-
-
-def batch_indices(samples: int, batch_size: int, seed: int, iteration: int) -> Tensor:
-    """The samples of a mini-batch, int64 [batch_size]. Iterations count from 0 and run on through the epochs."""
-    epoch, place = divmod(iteration, iterations_per_epoch(samples, batch_size))
-    return _order(samples, seed, epoch)[place * batch_size : (place + 1) * batch_size].clone()
-
-
-def iterations_per_epoch(samples: int, batch_size: int) -> int:
-    """Whole mini-batches in an epoch; the samples that are left over come in another epoch's order."""
-    if not 1 <= batch_size <= samples:
-        raise InputError(f"batch size must be between 1 and the number of samples, {samples}; got {batch_size}")
-    return samples // batch_size
-
-
-@lru_cache(maxsize=2)
-def _order(samples: int, seed: int, epoch: int) -> Tensor:
-    for name, value in (("seed", seed), ("epoch", epoch)):
-        if value < 0:
-            raise InputError(f"{name} must be at least 0; got {value}")
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(samples))
-
-
 def _load_cifar10(folder: Path) -> Dataset:
     """CIFAR-10 (Krizhevsky, 2009): 50,000 and 10,000 colour images. Checksums are verified at every reading."""
-    from hiertrain.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
+    from hiertrain.workload.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
 
     kind = torchvision.datasets.CIFAR10
     try:
@@ -141,7 +114,7 @@ def _load_fashion_mnist(folder: Path) -> Dataset:
     for source in (own, DEBIAN_FASHION_MNIST):
         if all((source / name).is_file() for name in FASHION_MNIST_FILES):
             return _read_fashion_mnist(source)
-    from hiertrain.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
+    from hiertrain.workload.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
 
     by_hand = f"{', '.join(FASHION_MNIST_FILES)} in {own}, or Debian's package dataset-fashion-mnist"
     _download(torchvision.datasets.FashionMNIST, folder, by_hand)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hiertrain.tracing import reasons_for
 from hiertrain.values import InputError
+from hiertrain.workload.cutting import reasons_for
 
 T = TypeVar("T")
 
