@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from hiertrain.control.jobs import Rival
 from hiertrain.cost.closed_form import iteration_s
-from hiertrain.jobs import Rival
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.stages import train, train_as_rival
@@ -21,7 +21,7 @@ from hiertrain.values import InputError
 from hiertrain.workload.spec import Training
 
 OURS = "plan"  # by the name of a rival, what it is compared with
-AS_USERS_RUN_IT = "plain, memory not kept"  # the same loop in a process as a shell starts it: see the module ``memory``
+AS_USERS_RUN_IT = "plain, memory not kept"  # the same loop in a process as a shell starts it: see ``control.memory``
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,15 @@ from statistics import median
 import torch
 from tqdm.auto import tqdm
 
-from hiertrain import alarms, files, memory
-from hiertrain.jobs import Answer, Beat, ClockReading, Iteration, Jobs, Report, Snapshot, TrainJob
+from hiertrain import alarms, files
+from hiertrain.control import memory
+from hiertrain.control.answers import Answer, Beat, ClockReading, Iteration, Report, Snapshot, in_one_line
+from hiertrain.control.jobs import TrainJob
+from hiertrain.control.torchrun import Jobs
 from hiertrain.stages import accuracy, estimate_statistics
 from hiertrain.training import keep_iteration, steady
 from hiertrain.values import MOST_WORKERS, InputError, shown
-from hiertrain.worker import Pulse, in_one_line, train
+from hiertrain.worker import Pulse, train
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.modelfiles import WEIGHTS, save_model

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hiertrain import files
 from hiertrain.alarms import crowding, misfits, of_run, show, spreads
+from hiertrain.control.memory import KEPT
+from hiertrain.control.torchrun import Jobs
 from hiertrain.cost.closed_form import iteration_s
-from hiertrain.jobs import Jobs
-from hiertrain.memory import KEPT
 from hiertrain.options import (
     BATCH_SIZE,
     EXECUTIONS,

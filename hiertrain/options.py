@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hiertrain import files
-from hiertrain.jobs import Machine
+from hiertrain.control.torchrun import Machine
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan

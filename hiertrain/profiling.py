@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hiertrain import memory
+from hiertrain.control import memory
+from hiertrain.control.answers import Probed
+from hiertrain.control.jobs import ProbeJob, ProfileJob
 from hiertrain.fitting import fit_layers
-from hiertrain.jobs import Probed, ProbeJob, ProfileJob
 from hiertrain.problem.profile import Measurement, Step, TimingPoint, WorkerProfile
 from hiertrain.runtime import synchronize
 from hiertrain.transport import Transport

@@ -23,7 +23,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from hiertrain.jobs import ClockReading, Iteration, RivalJob
+from hiertrain.control.answers import ClockReading, Iteration
+from hiertrain.control.jobs import RivalJob
 from hiertrain.transport import Transport
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.chain_model import ChainModel, summed_loss

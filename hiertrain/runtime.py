@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hiertrain.jobs import Iteration
+from hiertrain.control.answers import Iteration
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import WorkerProfile

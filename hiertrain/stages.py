@@ -13,22 +13,10 @@ import torch
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
+from hiertrain.control.answers import Beat, ClockReading, Iteration, Probed, Profiled, Progress, Snapshot
+from hiertrain.control.jobs import ProbeJob, ProfileJob, Rival, RivalJob, TrainJob
 from hiertrain.cost.closed_form import iteration_s
 from hiertrain.files import parse
-from hiertrain.jobs import (
-    Beat,
-    ClockReading,
-    Iteration,
-    Probed,
-    ProbeJob,
-    Profiled,
-    ProfileJob,
-    Progress,
-    Rival,
-    RivalJob,
-    Snapshot,
-    TrainJob,
-)
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.network import Link, LinkMeasurement, Network
 from hiertrain.problem.plan import Plan, check_plan
@@ -222,7 +210,7 @@ def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) ->
 
 
 def train_as_rival(testbed: Testbed, plan: Plan, training: Training, rival: Rival) -> TrainingRun:
-    """Train as one would without this package, on the same workers: see the module ``rivals``.
+    """Train as one would without this package, on the same workers: see ``runtime.pytorch_baselines``.
 
     ``plan`` says who has which samples (``ddp``) or layers (``pipelining``). The program of the result is empty.
     Raises InputError when the plan is none that the rival could follow, or the testbed emulates, and WorkerError when

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from hiertrain.jobs import ClockReading, Iteration
+from hiertrain.control.answers import ClockReading, Iteration
 from hiertrain.problem.plan import Plan
 from hiertrain.program.actions import Program
 from hiertrain.program.simulator import receipts

@@ -17,7 +17,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from hiertrain.jobs import ClockReading, Group
+from hiertrain.control.answers import ClockReading
+from hiertrain.control.jobs import Group
 from hiertrain.problem.network import Link
 from hiertrain.values import RunError
 

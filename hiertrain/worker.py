@@ -1,6 +1,6 @@
 """``python -m hiertrain.worker``: one worker process. Serves profile, probe and train jobs until its input ends.
 
-Whoever starts it speaks to its standard input and output (see ``jobs``). The end of the input means that the starter
+Whoever starts it speaks to its standard input and output (see ``control.messages``). The end of the input means that the starter
 is gone, whatever it died of: the worker then exits at once, in the middle of a job if need be.
 """
 
@@ -20,30 +20,23 @@ from typing import IO
 import torch
 import torch.distributed as dist
 
-from hiertrain.jobs import (
+from hiertrain.control.answers import (
     BEAT_S,
-    PART_BYTES,
     Answer,
     Beat,
     ClockReading,
     Failure,
     Iteration,
-    Job,
     Probed,
-    ProbeJob,
     Profiled,
-    ProfileJob,
     Progress,
     Ready,
-    Reply,
-    Request,
-    RivalJob,
     Snapshot,
     Trained,
-    TrainJob,
-    read_request,
-    write_message,
+    in_one_line,
 )
+from hiertrain.control.jobs import Job, ProbeJob, ProfileJob, RivalJob, TrainJob
+from hiertrain.control.messages import PART_BYTES, Reply, Request, read_request, write_message
 from hiertrain.profiling import probe_link, time_layers
 from hiertrain.runtime import Runner, synchronize
 from hiertrain.transport import Transport
@@ -153,11 +146,6 @@ def main() -> None:
         except Exception as error:  # reported whole to whoever asked, who decides
             answer = Failure(error=in_one_line(error), traceback=traceback.format_exc())
         outbox.put(answer)
-
-
-def in_one_line(error: Exception) -> str:
-    """The error as the line that people get."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _read(stream: IO[bytes], requests: "queue.SimpleQueue[Request]") -> None:

@@ -14,7 +14,7 @@ from hiertrain.benchmarks import (
     run_block,
     unpaced_table,
 )
-from hiertrain.jobs import Iteration
+from hiertrain.control.answers import Iteration
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment
 from hiertrain.program.actions import Program

@@ -17,11 +17,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hiertrain import files, memory
+from hiertrain import files
 from hiertrain.byhand import _Folder, train_by_hand
 from hiertrain.cli import main
-from hiertrain.jobs import Beat, Iteration, Jobs, Report, Snapshot, TrainJob
-from hiertrain.memory import KEPT, worker_environment
+from hiertrain.control import memory
+from hiertrain.control.answers import Beat, Iteration, Report, Snapshot
+from hiertrain.control.jobs import TrainJob
+from hiertrain.control.memory import KEPT, worker_environment
+from hiertrain.control.torchrun import Jobs
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile

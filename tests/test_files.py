@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from hiertrain import files
-from hiertrain.jobs import Jobs, Report
+from hiertrain.control.answers import Report
+from hiertrain.control.torchrun import Jobs
 from hiertrain.parameters import ParameterFile
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from hiertrain.jobs import Answer, Beat, Job, Progress, Snapshot
-from hiertrain.memory import worker_environment
+from hiertrain.control.answers import Answer, Beat, Progress, Snapshot
+from hiertrain.control.jobs import Job
+from hiertrain.control.memory import worker_environment
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
 from hiertrain.program.actions import SEND_OF

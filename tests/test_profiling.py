@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hiertrain.jobs import Answer, Probed, Profiled, ProfileJob
+from hiertrain.control.answers import Answer, Probed, Profiled
+from hiertrain.control.jobs import ProfileJob
 from hiertrain.problem.network import Link
 from hiertrain.problem.profile import LayerCost, LayerTimes, WorkerProfile
 from hiertrain.profiling import time_layers

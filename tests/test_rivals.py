@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hiertrain.jobs import Rival
+from hiertrain.control.jobs import Rival
 from hiertrain.problem.network import Link
 from hiertrain.problem.plan import Plan
 from hiertrain.reference import train_on_one_process

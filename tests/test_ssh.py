@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hiertrain.jobs import Beat
+from hiertrain.control.answers import Beat
 from hiertrain.paths import NOTEBOOKS, ROOT
 from hiertrain.problem.execution import Execution
 from hiertrain.stages import train_jobs, training_settings

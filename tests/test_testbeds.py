@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from hiertrain import testbeds
-from hiertrain.jobs import BEAT_S, PART_BYTES, Beat, ProfileJob, Snapshot, Trained, read_reply
+from hiertrain.control.answers import BEAT_S, Beat, Snapshot, Trained
+from hiertrain.control.jobs import ProfileJob
+from hiertrain.control.messages import PART_BYTES, read_reply
 from hiertrain.problem.network import Link
 from hiertrain.testbeds import find_testbed, hosts_of, known_testbeds, open_testbed
 from hiertrain.testbeds.base import Host, Testbed, WorkerError

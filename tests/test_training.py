@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hiertrain.jobs import Answer, Beat, Iteration, Job, Progress, Snapshot
+from hiertrain.control.answers import Answer, Beat, Iteration, Progress, Snapshot
+from hiertrain.control.jobs import Job
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from hiertrain.jobs import Group
+from hiertrain.control.jobs import Group
 from hiertrain.testbeds.local import ADDRESS, LOOPBACK
 from hiertrain.transport import Transport
 from hiertrain.values import RunError

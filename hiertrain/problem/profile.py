@@ -117,7 +117,7 @@ class Measurement(Value):
     host: str
     threads: Threads
     accelerator: Accelerator = "cpu"
-    memory_kept: bool = False  # see the module ``memory``; False in profiles of before it was
+    memory_kept: bool = False  # see ``control.memory``; False in profiles of before it was
     warm_up: Count
     repetitions: PositiveCount
     points: tuple[TimingPoint, ...]

@@ -18,20 +18,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from hiertrain.jobs import (
-    BEAT_S,
-    Answer,
-    Beat,
-    Failure,
-    Group,
-    Job,
-    Progress,
-    Ready,
-    Request,
-    Snapshot,
-    read_reply,
-    write_message,
-)
+from hiertrain.control.answers import BEAT_S, Answer, Beat, Failure, Progress, Ready, Snapshot
+from hiertrain.control.jobs import Group, Job
+from hiertrain.control.messages import Request, read_reply, write_message
 from hiertrain.problem.network import Link
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, SshSettings
 from hiertrain.values import InputError, RunError

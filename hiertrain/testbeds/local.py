@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from hiertrain.memory import worker_environment
+from hiertrain.control.memory import worker_environment
 from hiertrain.testbeds.base import Host
 from hiertrain.testbeds.settings import LocalSettings
 

@@ -23,7 +23,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
 
-from hiertrain.memory import worker_environment
+from hiertrain.control.memory import worker_environment
 from hiertrain.problem.network import Link
 from hiertrain.testbeds.base import Host
 from hiertrain.testbeds.settings import NetnsSettings

@@ -13,7 +13,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 from pydantic import Field, RootModel, ValidationInfo, field_validator, model_validator
 
 from hiertrain import files
-from hiertrain.jobs import BEAT_S
+from hiertrain.control.answers import BEAT_S
 from hiertrain.problem.network import Link, Network
 from hiertrain.values import MOST_WORKERS, Cores, InputError, Name, Port, Seconds, Slowdown, Threads, Value, shown
 
@@ -98,7 +98,7 @@ class _TestbedSettings(Value, Generic[W]):
     workers: Mapping[Name, W] = Field(min_length=1, max_length=MOST_WORKERS)
     # A worker or a link without a sign of life for so long counts as lost; a busy machine may miss a few beats.
     timeout_s: Annotated[Seconds, Field(ge=4 * BEAT_S)] = 8.0
-    memory_kept: bool = True  # see the module ``memory``; False: as a plain script is run, to compare with
+    memory_kept: bool = True  # see ``control.memory``; False: as a plain script is run, to compare with
 
     @model_validator(mode="after")
     def _data_holder_is_a_worker(self) -> "_TestbedSettings[W]":

@@ -21,7 +21,7 @@ from typing import IO, TypeVar
 
 from pydantic import ValidationError
 
-from hiertrain.memory import KEPT
+from hiertrain.control.memory import KEPT
 from hiertrain.testbeds import preflight
 from hiertrain.testbeds.base import Host
 from hiertrain.testbeds.settings import SshSettings, SshWorker

@@ -15,7 +15,7 @@ from hiertrain.workload.chain_model import ChainModel, check_sizes, cut_chain, r
 
 def model_names() -> tuple[str, ...]:
     """The names that ``build_model`` knows."""
-    from hiertrain.workload.torchvision_ops import torchvision  # noqa: PLC0415 - its import takes a second
+    from hiertrain.workload.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
 
     return (*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models))
 
@@ -39,7 +39,8 @@ def build_model(
         near = difflib.get_close_matches(name, model_names(), n=5)
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise InputError(
-            f"model {name!r} is unknown; {hint}hiertrain.workload.architectures.model_names() lists all {len(model_names())}"
+            f"model {name!r} is unknown; {hint}"
+            f"hiertrain.workload.architectures.model_names() lists all {len(model_names())}"
         )
     own = name in OWN_MODELS
     if own and options:
@@ -59,7 +60,7 @@ def channel_repeats(name: str, sample_shape: tuple[int, ...]) -> int:
 
 
 def _torchvision_model(name: str, classes: int, options: Mapping[str, float]) -> nn.Module:
-    from hiertrain.workload.torchvision_ops import torchvision  # noqa: PLC0415 - its import takes a second
+    from hiertrain.workload.torchvision_ops import torchvision  # noqa: PLC0415 - see the module: its import takes a second
 
     with warnings.catch_warnings():
         # GoogLeNet and Inception announce that their initialisation may change; the versions are pinned.

@@ -1,0 +1,1 @@
+"""What workers are told and what they answer: plain validated JSON, no pickle."""

@@ -1,0 +1,78 @@
+"""What a worker is asked to do: profile, probe a link, train."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.network import Link
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.profile import Accelerator, WorkerProfile
+from hiertrain.values import BatchSize, Count, MemoryBytes, Name, Port, PositiveCount, PositiveSeconds, Threads, Value
+from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
+
+Rival = Literal["plain", "ddp", "ddp-scatter", "pipelining"]  # see ``runtime.pytorch_baselines``
+
+
+class Group(Value):
+    """The workers that exchange tensors in one job; a worker's rank is its place in ``members``."""
+
+    members: tuple[Name, ...]
+    tag: str  # unique per job: jobs of one session share the store
+    store_address: str
+    store_port: Port
+    timeout_s: PositiveSeconds  # the longest that one message may take
+    silence_s: PositiveSeconds  # a connection whose other end does not even acknowledge for so long is cut
+
+
+class ProfileJob(Value):
+    """Measure the layers of a model on this worker."""
+
+    kind: Literal["profile"] = "profile"
+    model: ModelSettings
+    threads: Threads
+    accelerator: Accelerator = "cpu"
+    sample_counts: tuple[BatchSize, ...] = Field(min_length=1)
+    repetitions: PositiveCount
+    warm_up: Count
+    time_limit_s: PositiveSeconds
+    memory_limit_bytes: MemoryBytes | None = None
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+
+class ProbeJob(Value):
+    """Measure the link from the group's first member to its second; ``links`` are emulated, by receiver."""
+
+    kind: Literal["probe"] = "probe"
+    group: Group
+    links: dict[Name, Link] = Field(default_factory=dict)
+    repetitions: PositiveCount
+    target_s: PositiveSeconds  # a long message is made long enough to take this long
+
+
+class TrainJob(Value):
+    """Train by a plan. ``links`` are the emulated links from this worker, ``pace`` its emulated speed."""
+
+    kind: Literal["train"] = "train"
+    group: Group
+    links: dict[Name, Link] = Field(default_factory=dict)
+    pace: WorkerProfile | None = None  # None: as fast as the machine is
+    threads: Threads
+    accelerator: Accelerator = "cpu"
+    training: Training
+    plan: Plan
+    execution: Execution
+
+
+class RivalJob(Value):
+    """Train as one would without this package, where ``plan`` says who has which samples and layers."""
+
+    kind: Literal["rival"] = "rival"
+    group: Group
+    rival: Rival
+    threads: Threads
+    training: Training
+    plan: Plan
+
+
+Job = Annotated[ProfileJob | ProbeJob | TrainJob | RivalJob, Field(discriminator="kind")]
