@@ -15,7 +15,7 @@ from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.stages import train, train_as_rival
-from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.session import Testbed
 from hiertrain.training import TrainingRun
 from hiertrain.values import InputError
 from hiertrain.workload.spec import Training

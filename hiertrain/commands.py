@@ -46,7 +46,7 @@ from hiertrain.values import InputError
 from hiertrain.workload.spec import ModelSettings, Training
 
 if TYPE_CHECKING:
-    from hiertrain.testbeds.base import Testbed
+    from hiertrain.testbeds.session import Testbed
     from hiertrain.training import TrainingRun
     from hiertrain.workload.datasets import Dataset
 

@@ -30,7 +30,7 @@ from hiertrain.problem.profile import Profile
 from hiertrain.reference import ReferenceRun
 from hiertrain.stages import accuracy, train, trained_model
 from hiertrain.testbeds import changing_testbed
-from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import kind_of_times
 from hiertrain.values import InputError
 from hiertrain.workload.datasets import Dataset

@@ -30,8 +30,8 @@ from hiertrain.records import recall, remembered
 from hiertrain.stages import iterations_within, train, training_settings
 from hiertrain.tables import timeline_table
 from hiertrain.testbeds import changing_testbed
-from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.nominal import nominal_network
+from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, kind_of_times
 from hiertrain.values import BatchSize, InputError, Name, RateMbps, Slowdown, Value
 from hiertrain.workload.datasets import load_dataset

@@ -20,7 +20,7 @@ from hiertrain.records import remembered
 from hiertrain.stages import iterations_within, measure_layers, measure_links, train
 from hiertrain.tables import action_table, prediction_table, timeline_table
 from hiertrain.testbeds import changing_testbed
-from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import AnySettings, kind_of_times
 from hiertrain.values import InputError
 from hiertrain.workload.spec import ModelSettings, Training

@@ -25,7 +25,7 @@ from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.program.actions import Program
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import dry_run
-from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
+from hiertrain.testbeds.session import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshWorker
 from hiertrain.training import Snapshots, TrainingRun, keep_iteration
 from hiertrain.values import InputError, RunError

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import settings
 
 from hiertrain.testbeds import netns, open_testbed
-from hiertrain.testbeds.base import Testbed
 from hiertrain.testbeds.local import local_hosts
+from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 
 # A shell ignores Ctrl-C in what it starts in the background, and so would every process that a test interrupts.

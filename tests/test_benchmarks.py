@@ -19,7 +19,7 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment
 from hiertrain.program.actions import Program
 from hiertrain.stages import training_settings
-from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.session import Testbed
 from hiertrain.training import TrainingRun
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model

@@ -20,8 +20,9 @@ from hiertrain.problem.network import Network
 from hiertrain.problem.problem import Problem
 from hiertrain.publishing import filled, readme_tables
 from hiertrain.stages import measure_layers, train, training_settings
-from hiertrain.testbeds.base import Host, Testbed
+from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.local import ADDRESS, LOOPBACK
+from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.spec import ModelSettings

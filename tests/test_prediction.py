@@ -11,7 +11,7 @@ from hiertrain.prediction import compare_each, compare_plans
 from hiertrain.problem.execution import Execution
 from hiertrain.stages import training_settings
 from hiertrain.testbeds import find_testbed
-from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import LocalSettings, with_bandwidth
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model

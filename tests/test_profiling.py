@@ -14,7 +14,7 @@ from hiertrain.problem.network import Link
 from hiertrain.problem.profile import LayerCost, LayerTimes, WorkerProfile
 from hiertrain.profiling import time_layers
 from hiertrain.stages import link_from_probe, measure_layers, measure_links
-from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import (
     AnySettings,
     LocalSettings,

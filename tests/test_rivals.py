@@ -8,7 +8,7 @@ from hiertrain.problem.network import Link
 from hiertrain.problem.plan import Plan
 from hiertrain.reference import train_on_one_process
 from hiertrain.stages import train_as_rival, training_settings
-from hiertrain.testbeds.base import Testbed
+from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.values import InputError
 from hiertrain.workload.datasets import load_dataset

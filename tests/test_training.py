@@ -28,7 +28,7 @@ from hiertrain.quantization import dequantize, quantize
 from hiertrain.reference import train_on_one_process
 from hiertrain.stages import accuracy, train, trained_model, training_settings
 from hiertrain.testbeds import open_testbed
-from hiertrain.testbeds.base import OnEvent, Testbed, WorkerError
+from hiertrain.testbeds.session import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.training import Snapshots, TrainingRun, keep_iteration
 from hiertrain.values import InputError, RunError

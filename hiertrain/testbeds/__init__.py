@@ -5,9 +5,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from hiertrain.paths import NOTEBOOKS
-from hiertrain.testbeds.base import Host, Testbed
+from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.local import local_hosts
 from hiertrain.testbeds.netns import missing, netns_hosts
+from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, SshSettings, load_testbed
 from hiertrain.testbeds.ssh import ssh_hosts
 from hiertrain.values import InputError, Interrupted

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from hiertrain.control.memory import worker_environment
-from hiertrain.testbeds.base import Host
+from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.settings import LocalSettings
 
 ADDRESS = "127.0.0.1"

@@ -25,7 +25,7 @@ from typing import Literal
 
 from hiertrain.control.memory import worker_environment
 from hiertrain.problem.network import Link
-from hiertrain.testbeds.base import Host
+from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.settings import NetnsSettings
 from hiertrain.values import InputError
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from hiertrain.control.memory import KEPT
 from hiertrain.testbeds import preflight
-from hiertrain.testbeds.base import Host
+from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.settings import SshSettings, SshWorker
 from hiertrain.values import Count, InputError, Port, Value
 

@@ -15,8 +15,9 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
 from hiertrain.program.actions import SEND_OF
 from hiertrain.stages import train, training_settings
-from hiertrain.testbeds.base import Host, OnEvent, Testbed, WorkerError
+from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
+from hiertrain.testbeds.session import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset

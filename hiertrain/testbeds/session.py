@@ -22,6 +22,7 @@ from hiertrain.control.answers import BEAT_S, Answer, Beat, Failure, Progress, R
 from hiertrain.control.jobs import Group, Job
 from hiertrain.control.messages import Request, read_reply, write_message
 from hiertrain.problem.network import Link
+from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, SshSettings
 from hiertrain.values import InputError, RunError
 
@@ -35,16 +36,6 @@ GRACE_S = 1.0  # after a failure, how long to listen for the peers' accounts of 
 
 class WorkerError(RunError):
     """A worker failed or died; the message names it and what it was doing."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """How one worker is reached."""
-
-    command: Sequence[str]  # starts ``python -m hiertrain.worker`` there, its arguments still missing
-    address: str  # that the other workers reach
-    environment: Mapping[str, str] | None = None  # of the command; None: this process's own
-    shape: Callable[[Sequence[Link]], None] = lambda _: None  # gives its links other rates, where the kernel has them
 
 
 @dataclass(frozen=True)

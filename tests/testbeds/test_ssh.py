@@ -21,9 +21,9 @@ from hiertrain.paths import NOTEBOOKS, ROOT
 from hiertrain.problem.execution import Execution
 from hiertrain.stages import train_jobs, training_settings
 from hiertrain.testbeds import open_testbed, preflight
-from hiertrain.testbeds.base import WorkerError
 from hiertrain.testbeds.local import LOOPBACK
 from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
+from hiertrain.testbeds.session import WorkerError
 from hiertrain.testbeds.settings import SshSettings, SshWorker, load_testbed
 from hiertrain.testbeds.ssh import PACKAGE, command_on, copy_command, find_problems, ssh_command
 from hiertrain.values import InputError

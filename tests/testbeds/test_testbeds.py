@@ -18,7 +18,8 @@ from hiertrain.control.jobs import ProfileJob
 from hiertrain.control.messages import PART_BYTES, read_reply
 from hiertrain.problem.network import Link
 from hiertrain.testbeds import find_testbed, hosts_of, known_testbeds, open_testbed
-from hiertrain.testbeds.base import Host, Testbed, WorkerError
+from hiertrain.testbeds.host import Host
+from hiertrain.testbeds.session import Testbed, WorkerError
 from hiertrain.testbeds.settings import (
     AnySettings,
     LocalSettings,
@@ -233,7 +234,7 @@ class Clock:
 def test_workers_are_not_silent_while_their_parent_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     with fake_testbed(a=DONE) as testbed:
-        monkeypatch.setattr("hiertrain.testbeds.base.time", clock)
+        monkeypatch.setattr("hiertrain.testbeds.session.time", clock)
         testbed._answers = Asleep(clock)
         assert testbed.run({"a": JOB}) == {"a": Trained()}
     assert clock.jumped_s
