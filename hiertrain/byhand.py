@@ -22,10 +22,11 @@ from hiertrain.control import memory
 from hiertrain.control.answers import Answer, Beat, ClockReading, Iteration, Report, Snapshot, in_one_line
 from hiertrain.control.jobs import TrainJob
 from hiertrain.control.torchrun import Jobs
+from hiertrain.runtime.heartbeat import Pulse
+from hiertrain.runtime.train_job import train
 from hiertrain.stages import accuracy, estimate_statistics
 from hiertrain.training import keep_iteration, steady
 from hiertrain.values import MOST_WORKERS, InputError, shown
-from hiertrain.worker import Pulse, train
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.modelfiles import WEIGHTS, save_model

@@ -18,8 +18,8 @@ from hiertrain.control.answers import Probed
 from hiertrain.control.jobs import ProbeJob, ProfileJob
 from hiertrain.fitting import fit_layers
 from hiertrain.problem.profile import Measurement, Step, TimingPoint, WorkerProfile
-from hiertrain.runtime import synchronize
-from hiertrain.transport import Transport
+from hiertrain.runtime.runner import synchronize
+from hiertrain.runtime.transport import Transport
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.chain_model import ChainModel, summed_loss

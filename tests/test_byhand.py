@@ -30,11 +30,12 @@ from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile
 from hiertrain.program.compiler import compile_plan
 from hiertrain.reference import train_on_one_process
+from hiertrain.runtime.heartbeat import Pulse
+from hiertrain.runtime.train_job import train
 from hiertrain.stages import accuracy
 from hiertrain.testbeds.local import LOOPBACK
 from hiertrain.training import TrainingRun
 from hiertrain.values import InputError
-from hiertrain.worker import Pulse, train
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.modelfiles import load_model

@@ -24,8 +24,8 @@ from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program.actions import SEND_OF
 from hiertrain.program.compiler import compile_plan
-from hiertrain.quantization import dequantize, quantize
 from hiertrain.reference import train_on_one_process
+from hiertrain.runtime.encoding import dequantize, quantize
 from hiertrain.stages import accuracy, train, trained_model, training_settings
 from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.session import OnEvent, Testbed, WorkerError

@@ -17,6 +17,7 @@ from hiertrain.control.answers import BEAT_S, Beat, Snapshot, Trained
 from hiertrain.control.jobs import ProfileJob
 from hiertrain.control.messages import PART_BYTES, read_reply
 from hiertrain.problem.network import Link
+from hiertrain.runtime.heartbeat import Outbox
 from hiertrain.testbeds import find_testbed, hosts_of, known_testbeds, open_testbed
 from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.session import Testbed, WorkerError
@@ -32,7 +33,6 @@ from hiertrain.testbeds.settings import (
     load_testbed,
 )
 from hiertrain.values import InputError, Interrupted
-from hiertrain.worker import Outbox
 from hiertrain.workload.spec import ModelSettings
 
 LINK = Link(source="a", target="b", bandwidth_mbps=8, latency_ms=0)

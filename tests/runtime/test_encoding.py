@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan, quantized_layers
-from hiertrain.quantization import dequantize, quantize
+from hiertrain.runtime.encoding import dequantize, quantize
 from hiertrain.workload.architectures import build_model
 
 JALAD = Execution(activation_encoding="uint8")

@@ -19,8 +19,8 @@ from hiertrain.problem.profile import WorkerProfile
 from hiertrain.program.actions import RECEIVES, SEND_OF, SENDS, Action, Kind
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import compute_s
-from hiertrain.quantization import dequantize, quantize
-from hiertrain.transport import Departure, Transport, sleep_until
+from hiertrain.runtime.encoding import dequantize, quantize
+from hiertrain.runtime.transport import Departure, Transport, sleep_until
 from hiertrain.workload.chain_model import ChainModel, summed_loss
 from hiertrain.workload.optimizers import build_optimizer
 from hiertrain.workload.spec import OptimizerSettings

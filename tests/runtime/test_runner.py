@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
-from hiertrain.runtime import Runner
-from hiertrain.transport import Transport
+from hiertrain.runtime.runner import Runner
+from hiertrain.runtime.transport import Transport
 from hiertrain.workload.chain_model import ChainModel, chain_from_module, summed_loss
 from hiertrain.workload.optimizers import build_optimizer
 from hiertrain.workload.spec import OptimizerSettings

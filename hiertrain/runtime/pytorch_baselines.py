@@ -25,7 +25,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hiertrain.control.answers import ClockReading, Iteration
 from hiertrain.control.jobs import RivalJob
-from hiertrain.transport import Transport
+from hiertrain.runtime.transport import Transport
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.chain_model import ChainModel, summed_loss
 from hiertrain.workload.datasets import load_dataset

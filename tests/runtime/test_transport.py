@@ -6,8 +6,8 @@ import pytest
 import torch.distributed as dist
 
 from hiertrain.control.jobs import Group
+from hiertrain.runtime.transport import Transport
 from hiertrain.testbeds.local import ADDRESS, LOOPBACK
-from hiertrain.transport import Transport
 from hiertrain.values import RunError
 
 
