@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Profile
-from hiertrain.residuals import LIMIT as RESIDUAL
-from hiertrain.residuals import missed
+from hiertrain.profiling.estimates import LIMIT as RESIDUAL
+from hiertrain.profiling.estimates import missed
 from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshSettings
 from hiertrain.values import Ratio, Value
 

@@ -33,7 +33,7 @@ from hiertrain.planning.baselines import single_worker_plan, single_worker_plans
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
-from hiertrain.problem.plan import Plan
+from hiertrain.problem.plan import Plan, quantized_layers
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
@@ -58,7 +58,7 @@ COMPARED = 10
 
 def run_profile(options: argparse.Namespace) -> None:
     """Stage 1a: measure every layer on every worker; write profile.json."""
-    from hiertrain.stages import measure_layers
+    from hiertrain.profiling.measure import measure_layers
     from hiertrain.workload.architectures import build_model
     from hiertrain.workload.datasets import load_dataset
 
@@ -90,7 +90,7 @@ def run_profile(options: argparse.Namespace) -> None:
 
 def run_links(options: argparse.Namespace) -> None:
     """Stage 1b: measure every link; write network.json."""
-    from hiertrain.stages import measure_links
+    from hiertrain.profiling.measure import measure_links
 
     settings = find_testbed(options.testbed)
     files.check_output(options.output)
@@ -136,9 +136,9 @@ def run_predict(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Stage 3: train by a plan, and on one process for comparison; write a record."""
-    from hiertrain.problem.plan import quantized_layers
+    from hiertrain.profiling.measure import measure_layers, measure_links
     from hiertrain.records import recorded, save_record
-    from hiertrain.stages import check_profile, check_training, measure_layers, measure_links, train
+    from hiertrain.stages import check_profile, check_training, train
     from hiertrain.workload.architectures import build_model
     from hiertrain.workload.datasets import load_dataset
 

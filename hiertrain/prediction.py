@@ -14,10 +14,11 @@ from hiertrain.families import family_plans
 from hiertrain.planning.optimize import optimize
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
+from hiertrain.profiling.measure import measure_layers, measure_links
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
 from hiertrain.records import remembered
-from hiertrain.stages import iterations_within, measure_layers, measure_links, train
+from hiertrain.stages import iterations_within, train
 from hiertrain.tables import action_table, prediction_table, timeline_table
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.session import Testbed

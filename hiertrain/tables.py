@@ -14,11 +14,11 @@ from hiertrain.problem.chain import Chain
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Profile
+from hiertrain.profiling.estimates import Residual, residuals
 from hiertrain.program.actions import RECEIVES, SENDS, Kind
 from hiertrain.program.simulator import receipts
 from hiertrain.program.timeline import Span, Timeline
 from hiertrain.records import run_folder
-from hiertrain.residuals import Residual, residuals
 from hiertrain.training import TrainingRun, was_awaited
 
 

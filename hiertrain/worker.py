@@ -20,7 +20,8 @@ import torch.distributed as dist
 from hiertrain.control.answers import Failure, Probed, Profiled, Ready, Snapshot, Trained, in_one_line
 from hiertrain.control.jobs import Job, ProbeJob, ProfileJob, RivalJob, TrainJob
 from hiertrain.control.messages import Request, read_request
-from hiertrain.profiling import probe_link, time_layers
+from hiertrain.profiling.layers import time_layers
+from hiertrain.profiling.links import probe_link
 from hiertrain.runtime.heartbeat import Outbox, Pulse
 from hiertrain.runtime.train_job import train
 

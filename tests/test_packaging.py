@@ -18,8 +18,9 @@ from hiertrain.paths import ROOT
 from hiertrain.planning.baselines import single_worker_plans
 from hiertrain.problem.network import Network
 from hiertrain.problem.problem import Problem
+from hiertrain.profiling.measure import measure_layers
 from hiertrain.publishing import filled, readme_tables
-from hiertrain.stages import measure_layers, train, training_settings
+from hiertrain.stages import train, training_settings
 from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.local import ADDRESS, LOOPBACK
 from hiertrain.testbeds.session import Testbed

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from hiertrain.tables import markdown_table, residual_table
-from tests.test_residuals import PROFILE
+from tests.profiling.test_residuals import PROFILE
 
 
 def test_markdown_has_a_line_per_row_and_a_cell_per_value():

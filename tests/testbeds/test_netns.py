@@ -28,7 +28,7 @@ from hiertrain.testbeds.netns import (
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, NetnsWorker
 from hiertrain.values import InputError
-from tests.test_profiling import is_near, measured_links
+from tests.profiling.test_profiling import is_near, measured_links
 
 REPOSITORY = Path(__file__).parent.parent
 WORKERS = ("device", "edge", "cloud")

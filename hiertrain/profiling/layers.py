@@ -1,8 +1,4 @@
-"""Measures layers and links on the worker's side: the paper's first stage, profiling.
-
-Each layer is timed as the runtime executes it: its input is a detached leaf, its backward pass starts from a given
-gradient. All times in seconds of wall time, after a warm-up; the median counts, the interquartile range is the spread.
-"""
+"""Measures layers on the worker's side: the paper's first stage, profiling."""
 
 import platform
 import time
@@ -14,21 +10,16 @@ import torch
 from torch import Tensor
 
 from hiertrain.control import memory
-from hiertrain.control.answers import Probed
-from hiertrain.control.jobs import ProbeJob, ProfileJob
-from hiertrain.fitting import fit_layers
+from hiertrain.control.jobs import ProfileJob
 from hiertrain.problem.profile import Measurement, Step, TimingPoint, WorkerProfile
+from hiertrain.profiling.estimates import fit_layers
 from hiertrain.runtime.runner import synchronize
-from hiertrain.runtime.transport import Transport
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.chain_model import ChainModel, summed_loss
 from hiertrain.workload.optimizers import build_optimizer
 
 Report = Callable[[int, int, str], None]  # done, total, note
-
-PAUSE_S = 0.02  # fills the bucket of a link that lets 1.5 Mbit/s and bursts of two packets through
-MAXIMUM_MESSAGE_BYTES = 64 * 2**20
 
 
 def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
@@ -156,62 +147,3 @@ def _time_updates(model: ChainModel, job: ProfileJob, device: torch.device) -> l
 def _point(layer: str, step: Step, samples: int, times_s: Sequence[float] | np.ndarray) -> TimingPoint:
     low, median, high = np.quantile(times_s, [0.25, 0.5, 0.75])
     return TimingPoint(layer=layer, step=step, samples=samples, median_s=float(median), spread_s=float(high - low))
-
-
-def probe_link(name: str, job: ProbeJob, report: Report) -> Probed:
-    """Time messages from the group's first member to its second, each answered by a single byte.
-
-    The long message is lengthened until it takes ``target_s`` longer than one byte. Its time, that of its half and that
-    of one byte give bandwidth, latency and the credit of a token bucket, which is full again after each pause.
-    """
-    sender, receiver = job.group.members
-    with Transport(name, job.group, job.links) as transport:
-        if name == receiver:
-            _answer(transport, sender)
-            return Probed()
-
-        def exchange(size_bytes: int) -> float:
-            """Seconds from sending ``size_bytes`` to the receiver's answer; the size is announced before."""
-            transport.send(receiver, torch.tensor([size_bytes])).wait()
-            back = torch.empty(1, dtype=torch.uint8)
-            work = transport.receive(receiver, back)
-            work.wait()  # the receiver is ready
-            message = torch.empty(size_bytes, dtype=torch.uint8)
-            work = transport.receive(receiver, back)
-            time.sleep(PAUSE_S)
-            begun_s = time.perf_counter()
-            departure = transport.send(receiver, message)
-            work.wait()
-            exchange_s = time.perf_counter() - begun_s
-            departure.wait()
-            return exchange_s
-
-        exchange(1)
-        enough_s = exchange(1) + job.target_s
-        size_bytes = 4096
-        # Twice, so that one message which was late for another reason does not end it.
-        while any(exchange(size_bytes) < enough_s for _ in range(2)) and size_bytes < MAXIMUM_MESSAGE_BYTES:
-            size_bytes *= 2
-        rounds = []
-        for repetition in range(job.repetitions):
-            report(repetition, job.repetitions, f"{sender} to {receiver}")
-            rounds.append((exchange(size_bytes), exchange(size_bytes // 2), exchange(1)))
-        transport.send(receiver, torch.tensor([0])).wait()
-    long_s, half_s, short_s = zip(*rounds, strict=True)
-    return Probed(message_bytes=size_bytes, long_s=long_s, half_s=half_s, short_s=short_s)
-
-
-def _answer(transport: Transport, sender: str) -> None:
-    """The receiver's side of ``probe_link``: answer until a size of 0 is announced."""
-    token = torch.zeros(1, dtype=torch.uint8)
-    size = torch.empty(1, dtype=torch.int64)
-    while True:
-        transport.receive(sender, size).wait()
-        if not size.item():
-            return
-        message = torch.empty(int(size.item()), dtype=torch.uint8)
-        work = transport.receive(sender, message)
-        ready = transport.send(sender, token)
-        work.wait()
-        ready.wait()
-        transport.send(sender, token).wait()

@@ -12,8 +12,8 @@ from hiertrain.control.answers import Answer, Probed, Profiled
 from hiertrain.control.jobs import ProfileJob
 from hiertrain.problem.network import Link
 from hiertrain.problem.profile import LayerCost, LayerTimes, WorkerProfile
-from hiertrain.profiling import time_layers
-from hiertrain.stages import link_from_probe, measure_layers, measure_links
+from hiertrain.profiling.layers import time_layers
+from hiertrain.profiling.measure import link_from_probe, measure_layers, measure_links
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import (
     AnySettings,
@@ -144,7 +144,7 @@ def normalized(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs get a model that normalizes over the samples alone, as resnet18's last layers do at 32x32 pixels."""
     parts = {"flatten": nn.Flatten(), "first": nn.Linear(16, 4), "norm": nn.BatchNorm1d(4), "last": nn.Linear(4, 10)}
     model = chain_from_module(nn.Sequential(OrderedDict(parts)), "normalized", (1, 4, 4), 10)
-    monkeypatch.setattr("hiertrain.profiling.build_model", lambda **_: model)
+    monkeypatch.setattr("hiertrain.profiling.layers.build_model", lambda **_: model)
 
 
 def job(*sample_counts: int) -> ProfileJob:

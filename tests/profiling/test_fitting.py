@@ -3,9 +3,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hiertrain.fitting import fit_cost
 from hiertrain.problem.profile import LayerCost, TimingPoint
-from hiertrain.residuals import LIMIT
+from hiertrain.profiling.estimates import LIMIT, fit_cost
 
 
 def points(times: dict[int, float]) -> list[TimingPoint]:

@@ -3,7 +3,7 @@ import pytest
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Measurement, Profile, Step, TimingPoint, WorkerProfile
-from hiertrain.residuals import LIMIT, missed, residuals
+from hiertrain.profiling.estimates import LIMIT, missed, residuals
 
 LAYERS = tuple(Layer(name=name, output_bytes=8, parameter_bytes=0) for name in ("pool", "loss"))
 COST = LayerCost(fixed_s=0, per_sample_s=1)  # what each layer costs; twice as much on a worker half as fast
