@@ -14,9 +14,10 @@ from hiertrain.control.jobs import Rival
 from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
-from hiertrain.stages import train, train_as_rival
 from hiertrain.testbeds.session import Testbed
-from hiertrain.training import TrainingRun
+from hiertrain.training.pytorch_baselines import train_as_rival
+from hiertrain.training.run import TrainingRun
+from hiertrain.training.train import train
 from hiertrain.values import InputError
 from hiertrain.workload.spec import Training
 

@@ -24,8 +24,8 @@ from hiertrain.control.jobs import TrainJob
 from hiertrain.control.torchrun import Jobs
 from hiertrain.runtime.heartbeat import Pulse
 from hiertrain.runtime.train_job import train
-from hiertrain.stages import accuracy, estimate_statistics
-from hiertrain.training import keep_iteration, steady
+from hiertrain.training.evaluation import accuracy, estimate_statistics
+from hiertrain.training.run import keep_iteration, steady
 from hiertrain.values import MOST_WORKERS, InputError, shown
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset

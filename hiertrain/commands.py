@@ -47,7 +47,7 @@ from hiertrain.workload.spec import ModelSettings, Training
 
 if TYPE_CHECKING:
     from hiertrain.testbeds.session import Testbed
-    from hiertrain.training import TrainingRun
+    from hiertrain.training.run import TrainingRun
     from hiertrain.workload.datasets import Dataset
 
 ALONE_S = 2.0  # for about so long every worker that could be the best one trains alone
@@ -138,7 +138,7 @@ def run_train(options: argparse.Namespace) -> None:
     """Stage 3: train by a plan, and on one process for comparison; write a record."""
     from hiertrain.profiling.measure import measure_layers, measure_links
     from hiertrain.records import recorded, save_record
-    from hiertrain.stages import check_profile, check_training, train
+    from hiertrain.training.train import check_profile, check_training, train
     from hiertrain.workload.architectures import build_model
     from hiertrain.workload.datasets import load_dataset
 
@@ -237,7 +237,7 @@ def _earlier_s(root: Path, plan: Plan, settings: AnySettings, execution: Executi
 
 def _results(run: "TrainingRun", training: Training, dataset: "Dataset", folder: Path) -> dict[str, Any]:
     """Save the trained model, print what came of it, and return what a record keeps of it."""
-    from hiertrain.stages import accuracy, trained_model
+    from hiertrain.training.evaluation import accuracy, trained_model
     from hiertrain.workload.modelfiles import WEIGHTS, save_model
 
     model = trained_model(training, run.snapshots[training.iterations], dataset)
@@ -250,8 +250,8 @@ def _results(run: "TrainingRun", training: Training, dataset: "Dataset", folder:
 
 def _results_of_one_process(training: Training, dataset: "Dataset", run: "TrainingRun") -> dict[str, float]:
     """Train in one process, print what came of it, and return what a record keeps of it."""
-    from hiertrain.reference import train_on_one_process
-    from hiertrain.stages import accuracy, trained_model
+    from hiertrain.training.evaluation import accuracy, trained_model
+    from hiertrain.training.single_process import train_on_one_process
 
     reference = train_on_one_process(training, dataset)
     single = trained_model(training, reference.snapshots[training.iterations], dataset)
@@ -272,7 +272,7 @@ def _train_alone(testbed: "Testbed", problem: Problem, plan: Plan, training: Tra
 
     None are tried where the plan itself is one worker's, or has no time to compare.
     """
-    from hiertrain.stages import iterations_within, train
+    from hiertrain.training.train import iterations_within, train
 
     if sum(map(plan.active, plan.workers)) == 1 or training.iterations == 1:  # the first one warms up
         return {}
@@ -290,7 +290,7 @@ def _train_alone(testbed: "Testbed", problem: Problem, plan: Plan, training: Tra
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Print the test accuracy of a trained model; complete one that a worker wrote who did not have the data."""
-    from hiertrain.stages import accuracy, estimate_statistics
+    from hiertrain.training.evaluation import accuracy, estimate_statistics
     from hiertrain.workload.datasets import load_dataset
     from hiertrain.workload.modelfiles import load_model, save_model, weights_in
 
@@ -310,7 +310,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_jobs(options: argparse.Namespace) -> None:
     """Write jobs.json, by which every worker can be started by hand, and print how."""
-    from hiertrain.stages import check_profile, check_training
+    from hiertrain.training.train import check_profile, check_training
     from hiertrain.workload.architectures import build_model
     from hiertrain.workload.datasets import load_dataset
 

@@ -27,11 +27,12 @@ from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
-from hiertrain.reference import ReferenceRun
-from hiertrain.stages import accuracy, train, trained_model
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import kind_of_times
+from hiertrain.training.evaluation import accuracy, trained_model
+from hiertrain.training.single_process import ReferenceRun
+from hiertrain.training.train import train
 from hiertrain.values import InputError
 from hiertrain.workload.datasets import Dataset
 from hiertrain.workload.spec import Training

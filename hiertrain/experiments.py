@@ -27,12 +27,13 @@ from hiertrain.program.actions import SENDS, Kind
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
 from hiertrain.records import recall, remembered
-from hiertrain.stages import iterations_within, train, training_settings
 from hiertrain.tables import timeline_table
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings, kind_of_times
+from hiertrain.training.settings import training_settings
+from hiertrain.training.train import iterations_within, train
 from hiertrain.values import BatchSize, InputError, Name, RateMbps, Slowdown, Value
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training

@@ -122,7 +122,7 @@ def memory_limit(text: str) -> tuple[str, int]:
 
 def training_of(options: argparse.Namespace, dataset: "Dataset", batch_size: int) -> Training:
     """What to train, by the options. Raises InputError when they do not fit."""
-    from hiertrain.stages import training_settings
+    from hiertrain.training.settings import training_settings
 
     return training_settings(
         files.parse(ModelSettings, {"name": options.model, "seed": options.seed}, "model"),

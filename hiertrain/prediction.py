@@ -18,11 +18,11 @@ from hiertrain.profiling.measure import measure_layers, measure_links
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
 from hiertrain.records import remembered
-from hiertrain.stages import iterations_within, train
 from hiertrain.tables import action_table, prediction_table, timeline_table
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import AnySettings, kind_of_times
+from hiertrain.training.train import iterations_within, train
 from hiertrain.values import InputError
 from hiertrain.workload.spec import ModelSettings, Training
 

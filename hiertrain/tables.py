@@ -19,7 +19,7 @@ from hiertrain.program.actions import RECEIVES, SENDS, Kind
 from hiertrain.program.simulator import receipts
 from hiertrain.program.timeline import Span, Timeline
 from hiertrain.records import run_folder
-from hiertrain.training import TrainingRun, was_awaited
+from hiertrain.training.run import TrainingRun, was_awaited
 
 
 def save_table(df: pd.DataFrame, name: str, run: str, root: Path = RESULTS) -> None:

@@ -18,13 +18,13 @@ from hiertrain.control.answers import Iteration
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment
 from hiertrain.program.actions import Program
-from hiertrain.stages import training_settings
 from hiertrain.testbeds.session import Testbed
-from hiertrain.training import TrainingRun
+from hiertrain.training.run import TrainingRun
+from hiertrain.training.settings import training_settings
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset
-from tests.test_training import LENET, instant_problem
+from tests.training.test_training import LENET, instant_problem
 
 
 def lenet_races(batch_size: int, cuts: tuple[int, ...], iterations: int = 4) -> list[Race]:

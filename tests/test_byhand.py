@@ -29,12 +29,12 @@ from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile
 from hiertrain.program.compiler import compile_plan
-from hiertrain.reference import train_on_one_process
 from hiertrain.runtime.heartbeat import Pulse
 from hiertrain.runtime.train_job import train
-from hiertrain.stages import accuracy
 from hiertrain.testbeds.local import LOOPBACK
-from hiertrain.training import TrainingRun
+from hiertrain.training.evaluation import accuracy
+from hiertrain.training.run import TrainingRun
+from hiertrain.training.single_process import train_on_one_process
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset

@@ -11,9 +11,9 @@ from hiertrain.experiments import check_emulated, effective_execution, problem_a
 from hiertrain.planning.baselines import single_worker_plan
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.problem import Problem
-from hiertrain.reference import ReferenceRun, train_on_one_process
-from hiertrain.stages import training_settings
 from hiertrain.testbeds import find_testbed
+from hiertrain.training.settings import training_settings
+from hiertrain.training.single_process import ReferenceRun, train_on_one_process
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset

@@ -29,9 +29,9 @@ from hiertrain.experiments import (
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
-from hiertrain.stages import MOST_TIMED, iterations_within
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.training.train import MOST_TIMED, iterations_within
 from hiertrain.values import InputError
 from tests.conftest import OpenLocal
 from tests.strategies import plans

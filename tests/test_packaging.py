@@ -20,11 +20,12 @@ from hiertrain.problem.network import Network
 from hiertrain.problem.problem import Problem
 from hiertrain.profiling.measure import measure_layers
 from hiertrain.publishing import filled, readme_tables
-from hiertrain.stages import train, training_settings
 from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.local import ADDRESS, LOOPBACK
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.training.settings import training_settings
+from hiertrain.training.train import train
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.spec import ModelSettings
 from tests.test_cli import NETWORK, PROFILE

@@ -9,16 +9,16 @@ from hiertrain import prediction, records, testbeds
 from hiertrain.planning.optimize import optimize
 from hiertrain.prediction import compare_each, compare_plans
 from hiertrain.problem.execution import Execution
-from hiertrain.stages import training_settings
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import LocalSettings, with_bandwidth
+from hiertrain.training.settings import training_settings
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.spec import ModelSettings, Training
 from tests.conftest import OpenLocal
-from tests.test_training import instant_problem
+from tests.training.test_training import instant_problem
 
 
 def lenet5_training(batch_size: int) -> Training:

@@ -14,15 +14,16 @@ from hiertrain.control.memory import worker_environment
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
 from hiertrain.program.actions import SEND_OF
-from hiertrain.stages import train, training_settings
 from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
 from hiertrain.testbeds.session import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.training.settings import training_settings
+from hiertrain.training.train import train
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings
-from tests.test_training import PLANS, TOLERANCE, WORKERS, instant_problem, largest_difference
+from tests.training.test_training import PLANS, TOLERANCE, WORKERS, instant_problem, largest_difference
 
 pytestmark = pytest.mark.netns
 LENET = ModelSettings(name="lenet5")

@@ -19,18 +19,19 @@ import pytest
 from hiertrain.control.answers import Beat
 from hiertrain.paths import NOTEBOOKS, ROOT
 from hiertrain.problem.execution import Execution
-from hiertrain.stages import train_jobs, training_settings
 from hiertrain.testbeds import open_testbed, preflight
 from hiertrain.testbeds.local import LOOPBACK
 from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
 from hiertrain.testbeds.session import WorkerError
 from hiertrain.testbeds.settings import SshSettings, SshWorker, load_testbed
 from hiertrain.testbeds.ssh import PACKAGE, command_on, copy_command, find_problems, ssh_command
+from hiertrain.training.settings import training_settings
+from hiertrain.training.train import train_jobs
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.spec import OptimizerSettings
-from tests.test_training import LENET, PLANS, TOLERANCE, TWO, WORKERS, instant_problem, largest_difference
+from tests.training.test_training import LENET, PLANS, TOLERANCE, TWO, WORKERS, instant_problem, largest_difference
 
 SSHD = "/usr/sbin/sshd"  # insists on an absolute path
 HOME = Path("/run/sshd")  # where it locks up its unprivileged part; Debian makes it when the service starts

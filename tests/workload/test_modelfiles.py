@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hiertrain.cli import main
-from hiertrain.reference import train_on_one_process
-from hiertrain.stages import accuracy, trained_model, training_settings
+from hiertrain.training.evaluation import accuracy, trained_model
+from hiertrain.training.settings import training_settings
+from hiertrain.training.single_process import train_on_one_process
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.chain_model import chain_from_module

@@ -24,13 +24,15 @@ from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program.actions import SEND_OF
 from hiertrain.program.compiler import compile_plan
-from hiertrain.reference import train_on_one_process
 from hiertrain.runtime.encoding import dequantize, quantize
-from hiertrain.stages import accuracy, train, trained_model, training_settings
 from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.session import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
-from hiertrain.training import Snapshots, TrainingRun, keep_iteration
+from hiertrain.training.evaluation import accuracy, trained_model
+from hiertrain.training.run import Snapshots, TrainingRun, keep_iteration
+from hiertrain.training.settings import training_settings
+from hiertrain.training.single_process import train_on_one_process
+from hiertrain.training.train import train
 from hiertrain.values import InputError, RunError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.chain_model import ChainModel, summed_loss
@@ -229,7 +231,7 @@ def test_a_worker_whose_layers_have_no_parameters(testbed: Testbed, monkeypatch:
     dataset = load_dataset("synthetic")
     training = training_settings(ModelSettings(name="googlenet", options=options), dataset, 8, iterations=2)
     model = build_model(**dict(training.model))
-    monkeypatch.setattr("hiertrain.stages.build_model", lambda **_: model)  # which takes seconds
+    monkeypatch.setattr("hiertrain.training.train.build_model", lambda **_: model)  # which takes seconds
     chain = model.chain
     assert not chain.parameter_prefix_bytes[1]
     plan = tree(8, device=("edge", 1, 8), edge=(None, chain.depth, 0))
@@ -253,7 +255,7 @@ def test_batch_norm_is_exact_only_where_one_worker_sees_the_whole_mini_batch(
     dataset = load_dataset("synthetic")
     training = training_settings(ModelSettings(name="resnet18"), dataset, 32, iterations=1)
     model = build_model(**dict(training.model))
-    monkeypatch.setattr("hiertrain.stages.build_model", lambda **_: model)  # which takes seconds
+    monkeypatch.setattr("hiertrain.training.train.build_model", lambda **_: model)  # which takes seconds
     depth = model.chain.depth
     assert not model.chain.exact
     assert all("BatchNorm2d" in layer for layer in model.chain.inexact_layers)
@@ -438,7 +440,7 @@ def test_a_dead_parent_leaves_no_worker_behind(how: signal.Signals) -> None:
 
 
 def test_a_long_run_keeps_the_spans_of_a_bounded_number_of_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hiertrain.training.MOST_SPANS", 8)
+    monkeypatch.setattr("hiertrain.training.run.MOST_SPANS", 8)
     program = compile_plan(TWO, build_model("lenet5").chain, Execution.paper())
     done: dict[str, list[Iteration]] = {name: [] for name in program.actions}
     for number in range(1, 101):

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import trange
 
-from hiertrain.training import Snapshots
+from hiertrain.training.run import Snapshots
 from hiertrain.values import RunError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import Dataset

@@ -6,15 +6,16 @@ import pytest
 from hiertrain.control.jobs import Rival
 from hiertrain.problem.network import Link
 from hiertrain.problem.plan import Plan
-from hiertrain.reference import train_on_one_process
-from hiertrain.stages import train_as_rival, training_settings
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.training.pytorch_baselines import train_as_rival
+from hiertrain.training.settings import training_settings
+from hiertrain.training.single_process import train_on_one_process
 from hiertrain.values import InputError
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings
 from tests.conftest import OpenLocal
-from tests.test_training import LENET, TOLERANCE, WORKERS, tree
+from tests.training.test_training import LENET, TOLERANCE, WORKERS, tree
 
 ONE = tree(12, device=(None, 13, 12))
 SHARES = tree(12, device=("cloud", 13, 5), edge=("cloud", 13, 4), cloud=(None, 13, 3))

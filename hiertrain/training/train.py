@@ -1,0 +1,134 @@
+"""The paper's third stage as the user drives it: training by a plan on a testbed's workers.
+
+Its times are *measured* or *emulated* as ``testbeds.settings.kind_of_times`` says: those of network namespaces count
+as measured, although computing is paced.
+"""
+
+from collections.abc import Mapping
+
+from tqdm.auto import tqdm
+
+from hiertrain.control.answers import Beat, ClockReading, Iteration, Progress, Snapshot
+from hiertrain.control.jobs import RivalJob, TrainJob
+from hiertrain.cost.closed_form import iteration_s
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.plan import Plan, check_plan
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Profile, WorkerProfile
+from hiertrain.program.actions import Program
+from hiertrain.program.compiler import compile_plan
+from hiertrain.program.simulator import dry_run
+from hiertrain.testbeds.session import Testbed, WorkerError
+from hiertrain.testbeds.settings import AnySettings
+from hiertrain.training.run import Snapshots, TrainingRun, keep_iteration
+from hiertrain.values import InputError
+from hiertrain.workload.architectures import build_model
+from hiertrain.workload.spec import Training
+
+MOST_TIMED = 30  # iterations of one plan, after one that warms up
+
+
+def iterations_within(work_s: float, predicted_s: float, least: int = 1) -> int:
+    """How many iterations of ``predicted_s`` to train for about ``work_s``: one that warms up, and those that count.
+
+    The latter are at least ``least`` and at most ``MOST_TIMED``.
+    """
+    wanted = round(work_s / max(predicted_s, work_s / MOST_TIMED))  # a profile written by hand may cost nothing
+    return 1 + max(wanted, least)
+
+
+def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) -> TrainingRun:
+    """Stage 3: train by ``plan`` on the testbed's workers.
+
+    The program is dry-run before anything starts. Raises InputError when plan, problem and training do not fit, and
+    WorkerError when a worker fails.
+    """
+    chain = build_model(**dict(training.model)).chain
+    check_profile(problem.profile, chain, testbed.settings)
+    check_training(plan, training, chain, testbed.settings)
+    program = compile_plan(plan, chain, problem.execution)
+    dry_run(program)
+    return watch(testbed, train_jobs(testbed, problem, plan, training), plan, program, training)
+
+
+def watch(
+    testbed: Testbed,
+    jobs: Mapping[str, TrainJob] | Mapping[str, RivalJob],
+    plan: Plan,
+    program: Program,
+    training: Training,
+) -> TrainingRun:
+    """Run the jobs and gather what the workers report. An error says what was completed."""
+    done: dict[str, list[Iteration]] = {name: [] for name in jobs}
+    clocks: dict[str, list[ClockReading]] = {name: [] for name in jobs}
+    snapshots = Snapshots()
+
+    def keep(name: str, event: Progress | Snapshot | Beat, payload: bytes) -> None:
+        match event:
+            case Snapshot():
+                snapshots.keep(event.iteration, payload)
+            case Beat():
+                for iteration in event.iterations:
+                    keep_iteration(done[name], iteration)
+                clocks[name] += event.clock
+                bar.n = min(map(len, done.values()))
+                bar.refresh()
+
+    def so_far() -> TrainingRun:
+        return TrainingRun(plan, program, done, clocks, snapshots)
+
+    with tqdm(desc=f"training {training.model.name}", total=training.iterations, unit="iteration", leave=False) as bar:
+        try:
+            testbed.run(jobs, on_event=keep)
+        except WorkerError as error:
+            error.completed = so_far().summary()
+            raise
+    return so_far()
+
+
+def train_jobs(testbed: Testbed, problem: Problem, plan: Plan, training: Training) -> dict[str, TrainJob]:
+    """What each participant is asked to do. A message may take three predicted iterations before it counts as lost."""
+    group = testbed.group(plan.participants, timeout_s=3 * iteration_s(problem, plan))
+    return {
+        name: TrainJob(
+            group=group,
+            links=dict(testbed.links_from(name)),
+            pace=_pace(problem.profile, name) if testbed.settings.workers[name].slowdown != 1 else None,
+            threads=testbed.settings.workers[name].threads,
+            accelerator=testbed.settings.workers[name].accelerator,
+            training=training,
+            plan=plan,
+            execution=problem.execution,
+        )
+        for name in plan.participants
+    }
+
+
+def _pace(profile: Profile, worker: str) -> WorkerProfile:
+    """The times alone: the worker has no use for the points that they were fitted to."""
+    return profile.worker(worker).model_copy(update={"measurement": None})
+
+
+def check_training(plan: Plan, training: Training, chain: Chain, settings: AnySettings) -> None:
+    """Raise InputError unless the plan fits what is trained, and the testbed that it is trained on."""
+    if plan.batch_size != training.batch_size:
+        raise InputError(f"plan has the batch size {plan.batch_size}, the training {training.batch_size}")
+    for name in plan.workers:
+        if name not in settings.workers:
+            raise InputError(f"plan has the worker {name!r}; the testbed has {', '.join(settings.workers)}")
+    check_plan(plan, chain)
+
+
+def check_profile(profile: Profile, chain: Chain, settings: AnySettings) -> None:
+    """Raise InputError unless the profile is of this very chain, and of workers as fast as the testbed's."""
+    if profile.layers != chain.layers:
+        raise InputError(
+            f"profile: its {len(profile.layers)} layers of {profile.model} for samples of {profile.sample_bytes} bytes "
+            f"are not the {chain.depth} layers of {chain.model} for samples of {chain.sample_bytes} bytes to be trained"
+        )
+    for name, worker in settings.workers.items():
+        if name in profile.workers and profile.workers[name].slowdown != worker.slowdown:
+            raise InputError(
+                f"profile: worker {name!r} has the slowdown {profile.workers[name].slowdown:g}, the testbed's has "
+                f"{worker.slowdown:g}; they must be the same"
+            )
