@@ -17,11 +17,12 @@ from statistics import median
 import torch
 from tqdm.auto import tqdm
 
-from hiertrain import alarms, files
+from hiertrain import files
 from hiertrain.control import memory
 from hiertrain.control.answers import Answer, Beat, ClockReading, Iteration, Report, Snapshot, in_one_line
 from hiertrain.control.jobs import TrainJob
 from hiertrain.control.torchrun import Jobs
+from hiertrain.results import alarms
 from hiertrain.runtime.heartbeat import Pulse
 from hiertrain.runtime.train_job import train
 from hiertrain.training.evaluation import accuracy, estimate_statistics

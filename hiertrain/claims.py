@@ -15,8 +15,9 @@ import pandas as pd
 from hiertrain import files
 from hiertrain.coverage import Coverage, Need, covered, lacks, needed
 from hiertrain.findings import Finding, Verdict
-from hiertrain.records import Environment, Record, load_record
 from hiertrain.reproduce import NotebookRecord
+from hiertrain.results.environment import Environment
+from hiertrain.results.records import Record, load_record
 from hiertrain.statements import STATEMENTS, Certainty, Statement
 from hiertrain.values import InputError
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiertrain import files
-from hiertrain.alarms import crowding, misfits, of_run, show, spreads
 from hiertrain.control.memory import KEPT
 from hiertrain.control.torchrun import Jobs
 from hiertrain.cost.closed_form import iteration_s
@@ -39,6 +38,7 @@ from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import dry_run, simulate
+from hiertrain.results.alarms import crowding, misfits, of_run, show, spreads
 from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
@@ -137,7 +137,7 @@ def run_predict(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     """Stage 3: train by a plan, and on one process for comparison; write a record."""
     from hiertrain.profiling.measure import measure_layers, measure_links
-    from hiertrain.records import recorded, save_record
+    from hiertrain.results.records import recorded, save_record
     from hiertrain.training.train import check_profile, check_training, train
     from hiertrain.workload.architectures import build_model
     from hiertrain.workload.datasets import load_dataset
@@ -202,7 +202,7 @@ def run_train(options: argparse.Namespace) -> None:
 
 def _folder_of_run(options: argparse.Namespace) -> Path:
     """The folder that gets record and model. Raises InputError where it has those of an earlier run."""
-    from hiertrain.records import check_new, new_run, record_path
+    from hiertrain.results.records import check_new, new_run, record_path
     from hiertrain.workload.modelfiles import WEIGHTS
 
     if not options.output:
@@ -228,7 +228,7 @@ def _note_on_channels(training: Training) -> dict[str, int]:
 
 def _earlier_s(root: Path, plan: Plan, settings: AnySettings, execution: Execution, training: Training) -> list[float]:
     """The median times per iteration of other runs there, of the same model by the same plan on the same testbed."""
-    from hiertrain.records import same_runs
+    from hiertrain.results.records import same_runs
 
     same = {"plan": plan, "testbed": settings, "execution": execution, "training": {"model": training.model}}
     times_s = [one["iteration_s"][1:] for one in same_runs("train", same, root)]

@@ -26,8 +26,8 @@ from hiertrain.problem.profile import Profile
 from hiertrain.program.actions import SENDS, Kind
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
-from hiertrain.records import recall, remembered
-from hiertrain.tables import timeline_table
+from hiertrain.results.records import recall, remembered
+from hiertrain.results.tables import timeline_table
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.session import Testbed

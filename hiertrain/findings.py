@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from hiertrain.alarms import LATE
 from hiertrain.figures.speedups import STATED_SPEEDUP
+from hiertrain.results.alarms import LATE
 
 Verdict = Literal["holds", "fails", "open", "not in this grid"]
 

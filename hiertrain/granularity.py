@@ -11,7 +11,7 @@ import pandas as pd
 from hiertrain.cost import closed_form
 from hiertrain.experiments import Case, Setting, describe, speedup_table
 from hiertrain.paths import RESULTS
-from hiertrain.records import run_folder
+from hiertrain.results.records import run_folder
 from hiertrain.values import InputError
 
 SINGLE = ("all-device", "all-edge", "all-cloud")

@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_valid
 
 from hiertrain import files
 from hiertrain.paths import INTERACTIVE, NOTEBOOKS, RESULTS
-from hiertrain.records import run_folder
+from hiertrain.results.records import run_folder
 from hiertrain.values import InputError, Name, Value
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from hiertrain.alarms import misfits, repetitions, spreads
 from hiertrain.families import family_plans
 from hiertrain.planning.optimize import optimize
 from hiertrain.problem.problem import Problem
@@ -17,8 +16,9 @@ from hiertrain.problem.profile import Profile
 from hiertrain.profiling.measure import measure_layers, measure_links
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
-from hiertrain.records import remembered
-from hiertrain.tables import action_table, prediction_table, timeline_table
+from hiertrain.results.alarms import misfits, repetitions, spreads
+from hiertrain.results.records import remembered
+from hiertrain.results.tables import action_table, prediction_table, timeline_table
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import AnySettings, kind_of_times

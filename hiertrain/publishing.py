@@ -16,9 +16,10 @@ from hiertrain import files
 from hiertrain.experiments import Setting, check_emulated, setting_of
 from hiertrain.parameters import Job, prepare
 from hiertrain.paths import ROOT
-from hiertrain.records import Record, environment_record
 from hiertrain.reproduce import NotebookRecord, changed_output
-from hiertrain.tables import markdown_table
+from hiertrain.results.environment import environment_record
+from hiertrain.results.records import Record
+from hiertrain.results.tables import markdown_table
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.netns import missing
 from hiertrain.values import InputError

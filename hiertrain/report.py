@@ -16,10 +16,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hiertrain import files
-from hiertrain.alarms import Alarm, loaded
 from hiertrain.figures import VERDICT_COLOURS, load_caption
-from hiertrain.records import Record
 from hiertrain.reproduce import NotebookRecord
+from hiertrain.results.alarms import Alarm, loaded
+from hiertrain.results.records import Record
 from hiertrain.values import InputError
 
 CLAIMS = "tables/99-claims.csv"

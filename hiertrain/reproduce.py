@@ -28,7 +28,7 @@ from tqdm import tqdm
 from hiertrain import files
 from hiertrain.parameters import Job, check_known, prepare
 from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
-from hiertrain.records import Environment, environment_record, package_versions
+from hiertrain.results.environment import Environment, environment_record, package_versions
 from hiertrain.values import ON_DEMAND, InputError, RunError, Seconds, Value
 
 MISSING = "missing"  # stands for the digest of a file that is not there

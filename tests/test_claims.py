@@ -19,8 +19,9 @@ from hiertrain.figures.claims import plot_claims
 from hiertrain.findings import reaches, unbeaten
 from hiertrain.paths import NOTEBOOKS as FOLDER
 from hiertrain.paths import RESULTS
-from hiertrain.records import environment_record, load_record, save_record
 from hiertrain.reproduce import NotebookRecord
+from hiertrain.results.environment import environment_record
+from hiertrain.results.records import load_record, save_record
 from hiertrain.statements import SETTING, STATEMENTS
 from hiertrain.values import InputError
 

@@ -12,7 +12,6 @@ from typing import IO
 import pytest
 
 from hiertrain import files
-from hiertrain.alarms import loaded
 from hiertrain.arguments import parser
 from hiertrain.cli import main
 from hiertrain.options import BATCH_SIZE, memory_limit
@@ -20,7 +19,8 @@ from hiertrain.paths import NOTEBOOKS, RESULTS
 from hiertrain.problem.network import Network
 from hiertrain.problem.profile import LayerCost, Profile
 from hiertrain.problem.solution import Solution
-from hiertrain.records import load_record
+from hiertrain.results.alarms import loaded
+from hiertrain.results.records import load_record
 from hiertrain.values import InputError
 from tests.conftest import OpenLocal
 
@@ -336,7 +336,7 @@ def test_a_model_of_colours_that_gets_grey_samples_is_announced_and_recorded(
         recorded.append(parameters)
         raise InputError("enough")
 
-    monkeypatch.setattr("hiertrain.records.recorded", stop)
+    monkeypatch.setattr("hiertrain.results.records.recorded", stop)
     assert main(["train", "--model", model, "--dataset", "digits"]) == 2
     assert recorded[0].get("channel_repeats") == repeats
     told = "samples of digits are grey: resnet18 is given their one channel 3 times\n"
@@ -348,8 +348,8 @@ def test_all_three_stages_from_the_command_line(
 ) -> None:
     monkeypatch.setattr("hiertrain.commands.open_testbed", open_local)
     monkeypatch.setattr("hiertrain.commands.ALONE_S", 0.1)
-    monkeypatch.setattr("hiertrain.alarms.LATE", 0.0)  # always too late
-    monkeypatch.setattr("hiertrain.alarms.RATE_SPREAD", 0.0)
+    monkeypatch.setattr("hiertrain.results.alarms.LATE", 0.0)  # always too late
+    monkeypatch.setattr("hiertrain.results.alarms.RATE_SPREAD", 0.0)
     testbed = tmp_path / "testbed.yml"
     testbed.write_text(
         "kind: local\ndata_holder: device\nworkers: {device: {slowdown: 4}, edge: {slowdown: 2}}\nlinks:\n"
@@ -392,7 +392,7 @@ def test_all_three_stages_from_the_command_line(
     printed, warned = capsys.readouterr()
     assert "not exact by nature, because of pool1: 8-bit activations" in printed
     assert "runs of the same plan" not in warned  # the earlier one was of another plan
-    monkeypatch.setattr("hiertrain.alarms.REPEAT", 0.0)  # any other run is too far off
+    monkeypatch.setattr("hiertrain.results.alarms.REPEAT", 0.0)  # any other run is too far off
     assert main(["train", *options, "--dataset", "digits", *files_given, *run, "--no-reference"]) == 0
     assert "warning: runs of the same plan differ by" in capsys.readouterr().err
     difference = record.results["largest_loss_difference"]

@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hiertrain import convergence, records, testbeds
+from hiertrain import convergence, testbeds
 from hiertrain.convergence import accuracy_table, cut_policies, loss_table, problem_of, train_each
 from hiertrain.experiments import check_emulated, effective_execution, problem_at, setting_of
 from hiertrain.planning.baselines import single_worker_plan
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.problem import Problem
+from hiertrain.results import records
 from hiertrain.testbeds import find_testbed
 from hiertrain.training.settings import training_settings
 from hiertrain.training.single_process import ReferenceRun, train_on_one_process

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from hiertrain import experiments, records, testbeds
+from hiertrain import experiments, testbeds
 from hiertrain.cost.closed_form import iteration_s
 from hiertrain.experiments import (
     LEAST_TIMED,
@@ -29,6 +29,7 @@ from hiertrain.experiments import (
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.results import records
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.training.train import MOST_TIMED, iterations_within

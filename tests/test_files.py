@@ -21,8 +21,8 @@ from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
-from hiertrain.records import Record
 from hiertrain.reproduce import NotebookRecord
+from hiertrain.results.records import Record
 from hiertrain.testbeds.settings import LocalSettings, _TestbedFile
 from hiertrain.values import InputError, Value
 

@@ -163,7 +163,7 @@ def small_notebook() -> NotebookNode:
     cells = [
         new_markdown_cell(title),
         new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-        new_code_cell("from hiertrain.records import save_record"),
+        new_code_cell("from hiertrain.results.records import save_record"),
         new_code_cell('save_record(run, "00", {}, {})\nassert rates'),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hiertrain import prediction, records, testbeds
+from hiertrain import prediction, testbeds
 from hiertrain.planning.optimize import optimize
 from hiertrain.prediction import compare_each, compare_plans
 from hiertrain.problem.execution import Execution
+from hiertrain.results import records
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import LocalSettings, with_bandwidth

@@ -14,9 +14,9 @@ from hiertrain.experiments import Setting
 from hiertrain.parameters import prepare
 from hiertrain.paths import RESULTS
 from hiertrain.publishing import executed, filled, obstacle, publish, readme_tables
-from hiertrain.records import environment_record
 from hiertrain.reproduce import NotebookRecord
-from hiertrain.tables import markdown_table
+from hiertrain.results.environment import environment_record
+from hiertrain.results.tables import markdown_table
 from hiertrain.values import InputError
 
 NAMES = ("times", "largest", "claims", "errors", "accuracy", "ratios")

@@ -13,7 +13,7 @@ from hiertrain import files
 from hiertrain.arguments import parser
 from hiertrain.paths import ROOT
 from hiertrain.problem.plan import Plan
-from hiertrain.records import load_record
+from hiertrain.results.records import load_record
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOORS = README[README.index("\n## Three doors\n") : README.index("\n## Results\n")]

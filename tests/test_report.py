@@ -20,12 +20,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hiertrain import files
-from hiertrain.alarms import lateness, misses
 from hiertrain.claims import Claim
 from hiertrain.figures import VERDICT_COLOURS, load_caption
-from hiertrain.records import Environment, save_record
 from hiertrain.report import LONGEST_TABLE, MOST_COLUMNS, SUMMARY, write_report
 from hiertrain.reproduce import NotebookRecord
+from hiertrain.results.alarms import lateness, misses
+from hiertrain.results.environment import Environment
+from hiertrain.results.records import save_record
 from hiertrain.values import InputError
 
 COMMAND = "hiertrain reproduce small --run try"

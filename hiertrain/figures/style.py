@@ -22,7 +22,7 @@ from PIL.Image import open as open_image
 from hiertrain import files
 from hiertrain.paths import RESULTS
 from hiertrain.program.actions import RECEIVES, Kind
-from hiertrain.records import run_folder
+from hiertrain.results.records import run_folder
 from hiertrain.values import InputError
 
 Source = Literal["predicted", "emulated", "measured"]

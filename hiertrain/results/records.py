@@ -3,17 +3,9 @@
 A run is a folder under results/: notebooks/ (executed copies), figures/, tables/, models/ and records/ (JSON files).
 """
 
-import hashlib
 import itertools
-import os
-import platform
-import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +15,11 @@ from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
 
 from hiertrain import files
-from hiertrain.paths import RESULTS, ROOT
-from hiertrain.values import InputError, Name, RunError, Threads, Value, check
+from hiertrain.paths import RESULTS
+from hiertrain.results.environment import Environment, cpu_model, environment_record, package_versions, source_digest
+from hiertrain.values import InputError, Name, RunError, Value, check
 
 LAST_RUNS = 50  # that a run is compared with
-
-
-class Environment(Value):
-    """Where and with what something ran."""
-
-    commit: str | None  # None outside a git checkout of the workbench
-    dirty: bool | None  # whether tracked files differed from the commit
-    source: str | None = None  # digest of the package's source files; None in records of before it was kept
-    host: str
-    cpu: str
-    cores: Threads
-    os: str
-    python: str
-    versions: dict[str, str]  # of the workbench and of every package that it depends on directly
-    time_utc: datetime
 
 
 class Record(Value):
@@ -148,8 +126,8 @@ def recall(run: str, name: str, parameters: Mapping[str, object], root: Path = R
     except InputError:  # there is none, or one of another version of the workbench
         return None
     then = record.environment
-    same = record.parameters == _json(parameters, str(path)) and then.source == _source_digest()
-    return record.results if same and (then.versions, then.cpu) == (package_versions(), _cpu_model()) else None
+    same = record.parameters == _json(parameters, str(path)) and then.source == source_digest()
+    return record.results if same and (then.versions, then.cpu) == (package_versions(), cpu_model()) else None
 
 
 def same_runs(name: str, parameters: Mapping[str, object], root: Path) -> list[dict[str, Any]]:
@@ -179,33 +157,6 @@ def load_record(run: str, name: str, root: Path = RESULTS) -> Record:
     return files.load(Record, record_path(run, name, root))
 
 
-def environment_record() -> Environment:
-    """This machine, this Python and this checkout, now."""
-    commit = _git("rev-parse", "HEAD") if _git("rev-parse", "--show-toplevel") == str(ROOT) else None
-    return Environment(
-        commit=commit,
-        dirty=None if commit is None else _git("status", "--porcelain", "--untracked-files=no") != "",
-        source=_source_digest(),
-        host=platform.node(),
-        cpu=_cpu_model(),
-        cores=os.cpu_count() or 1,
-        os=platform.platform(),
-        python=platform.python_version(),
-        versions=package_versions(),
-        time_utc=datetime.now(UTC).replace(microsecond=0),
-    )
-
-
-def package_versions() -> dict[str, str]:
-    """Installed versions, by name: of the workbench and of its direct dependencies but for tools of development."""
-    requirements = [line for line in metadata.requires("hiertrain") or [] if not re.search(r"extra == .dev", line)]
-    versions = {"hiertrain": metadata.version("hiertrain")}
-    for name in sorted(re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in requirements):
-        with suppress(metadata.PackageNotFoundError):  # of an extra that this machine does without
-            versions[name] = metadata.version(name)
-    return versions
-
-
 def record_path(run: str, name: str, root: Path = RESULTS) -> Path:
     """Where a record is. Raises InputError when a name is no plain file name."""
     check("record", name, Name)
@@ -227,41 +178,3 @@ def _json(values: Mapping[str, object], source: str) -> object:
                 raise InputError(f"{source}: {type(value).__name__} cannot be stored as JSON, got {str(value)[:60]}")
 
     return to_jsonable_python(dict(values), fallback=plain, inf_nan_mode="constants")
-
-
-@cache
-def _source_digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints about the workbench's folder; None without git or outside a repository.
-
-    Git refuses a folder of another user, for what its settings may execute; but this very code is from there, too.
-    """
-    try:
-        done = subprocess.run(
-            ["git", "-c", "safe.directory=*", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _cpu_model() -> str:
-    """The processor's name as its system gives it, else only its architecture."""
-    if platform.system() == "Darwin":
-        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
-        return done.stdout.strip() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    return found[1] if found else platform.machine()

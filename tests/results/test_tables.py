@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from hiertrain.tables import markdown_table, residual_table
+from hiertrain.results.tables import markdown_table, residual_table
 from tests.profiling.test_residuals import PROFILE
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hiertrain import alarms
 from hiertrain.problem.network import Link, LinkMeasurement, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import Profile
-from hiertrain.tables import plan_alarms
+from hiertrain.results import alarms
+from hiertrain.results.tables import plan_alarms
 from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, NetnsWorker, SshSettings, WorkerSettings
 
 

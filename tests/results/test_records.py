@@ -9,20 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hiertrain import files, records
+from hiertrain import files
 from hiertrain.paths import ROOT
 from hiertrain.problem.network import Link
-from hiertrain.records import (
-    environment_record,
-    load_record,
-    new_run,
-    package_versions,
-    record_path,
-    recorded,
-    remembered,
-    run_folder,
-    save_record,
-)
+from hiertrain.results import records
+from hiertrain.results.environment import environment_record, package_versions
+from hiertrain.results.records import load_record, new_run, record_path, recorded, remembered, run_folder, save_record
 from hiertrain.values import InputError, RunError
 
 
@@ -128,7 +120,7 @@ def test_the_environment_names_machine_and_versions():
 
 def test_versions_are_those_of_all_direct_dependencies_that_are_installed(monkeypatch):
     lines = ["torch==2", 'pandas==3; extra == "notebooks"', 'nowhere-to-be-found==1; extra == "notebooks"']
-    monkeypatch.setattr("hiertrain.records.metadata.requires", lambda _: [*lines, 'pytest==9; extra == "dev"'])
+    monkeypatch.setattr("hiertrain.results.records.metadata.requires", lambda _: [*lines, 'pytest==9; extra == "dev"'])
     assert list(package_versions()) == ["hiertrain", "pandas", "torch"]
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hiertrain import alarms, files
-from hiertrain.alarms import Alarm
+from hiertrain import files
 from hiertrain.paths import RESULTS
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.network import Network
@@ -18,7 +17,9 @@ from hiertrain.profiling.estimates import Residual, residuals
 from hiertrain.program.actions import RECEIVES, SENDS, Kind
 from hiertrain.program.simulator import receipts
 from hiertrain.program.timeline import Span, Timeline
-from hiertrain.records import run_folder
+from hiertrain.results import alarms
+from hiertrain.results.alarms import Alarm
+from hiertrain.results.records import run_folder
 from hiertrain.training.run import TrainingRun, was_awaited
 
 
