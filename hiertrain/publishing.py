@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from hiertrain import files
-from hiertrain.experiments import Setting, check_emulated, setting_of
+from hiertrain.experiments.grid import Setting, check_emulated, setting_of
 from hiertrain.parameters import Job, prepare
 from hiertrain.paths import ROOT
 from hiertrain.reproduce import NotebookRecord, changed_output

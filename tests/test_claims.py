@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from hiertrain import files
 from hiertrain.claims import NOTEBOOKS, Claim, claims, claims_table
-from hiertrain.experiments import Setting, speedup_table
+from hiertrain.experiments.grid import Setting
+from hiertrain.experiments.speedups import speedup_table
 from hiertrain.figures.claims import plot_claims
 from hiertrain.findings import reaches, unbeaten
 from hiertrain.paths import NOTEBOOKS as FOLDER

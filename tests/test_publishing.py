@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from hiertrain import files, publishing
-from hiertrain.experiments import Setting
+from hiertrain.experiments.grid import Setting
 from hiertrain.parameters import prepare
 from hiertrain.paths import RESULTS
 from hiertrain.publishing import executed, filled, obstacle, publish, readme_tables

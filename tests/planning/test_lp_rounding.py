@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 
 from hiertrain import files
 from hiertrain.cost.closed_form import iteration_s
+from hiertrain.experiments.planners import synthetic_problem
 from hiertrain.paths import DATA
 from hiertrain.planning import lp_rounding
 from hiertrain.planning.heuristic import Candidate
@@ -26,7 +27,6 @@ from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProf
 from hiertrain.problem.tree import Tree
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
-from hiertrain.schedulers import synthetic_problem
 from hiertrain.values import InputError
 from tests.oracles import enumerated_optimum
 from tests.strategies import problems, slowed, with_least_samples

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hiertrain import files
 from hiertrain.cost.closed_form import iteration_s, memory_bytes
+from hiertrain.experiments.planners import try_every_plan
 from hiertrain.paths import DATA
 from hiertrain.planning import narrowing
 from hiertrain.planning.optimize import RESOLUTION, optimize
@@ -21,7 +22,6 @@ from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.problem.solution import Progress, Shape, Solution
-from hiertrain.schedulers import try_every_plan
 from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans, branch_and_bound_optimum, enumerated_optima, enumerated_optimum
 from tests.strategies import constrained_problems, large_problem, many_workers, plans, problems, slowed

@@ -9,23 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from hiertrain import experiments, testbeds
+from hiertrain import testbeds
 from hiertrain.cost.closed_form import iteration_s
-from hiertrain.experiments import (
-    LEAST_TIMED,
-    Case,
-    check_emulated,
-    find_cases,
-    observe,
-    policy_table,
-    policy_timelines,
-    problem_at,
-    setting_of,
-    settings_at,
-    speedup_table,
-    varied,
-    work_parameters,
-)
+from hiertrain.experiments import grid, work
+from hiertrain.experiments.grid import Case, check_emulated, find_cases, problem_at, setting_of, settings_at, varied
+from hiertrain.experiments.speedups import policy_table, policy_timelines, speedup_table
+from hiertrain.experiments.work import LEAST_TIMED, observe, work_parameters
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
@@ -50,7 +39,7 @@ def cases() -> list[Case]:
 def records_of(case: Case) -> dict[str, str]:
     table = policy_table(LOCAL, [case], {}, work_s=1.0)
     assert table["record"].isna().all()
-    works = experiments._works(LOCAL, case, 1.0)
+    works = work.works_of(LOCAL, case, 1.0)
     return {work.policy.name: work.record for work in works}
 
 
@@ -206,7 +195,7 @@ def test_sweeps_and_profiles_that_there_are_not(tmp_path: Path, monkeypatch: pyt
     (too_fast,) = varied(MIDDLE, "edge_slowdown", [1.5])
     with pytest.raises(InputError, match=r"slowdown 1\.5: must be 1 .*at least 2"):
         settings_at(LOCAL, too_fast)
-    monkeypatch.setattr(experiments, "DATA", tmp_path)
+    monkeypatch.setattr(grid, "DATA", tmp_path)
     with pytest.raises(InputError, match=r"lenet5\.json: there is no recorded profile of 'lenet5'; git restores"):
         problem_at(LOCAL, MIDDLE)
 

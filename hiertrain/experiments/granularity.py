@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from hiertrain.cost import closed_form
-from hiertrain.experiments import Case, Setting, describe, speedup_table
+from hiertrain.experiments.grid import Case, Setting
+from hiertrain.experiments.speedups import describe, speedup_table
 from hiertrain.paths import RESULTS
 from hiertrain.results.records import run_folder
 from hiertrain.values import InputError

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from hiertrain.families import family_plans
+from hiertrain.experiments.plan_families import family_plans
 from hiertrain.planning.optimize import optimize
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hiertrain.benchmarks import (
+from hiertrain.control.answers import Iteration
+from hiertrain.experiments.overhead import (
     AS_USERS_RUN_IT,
     OURS,
     Race,
@@ -14,7 +15,6 @@ from hiertrain.benchmarks import (
     run_block,
     unpaced_table,
 )
-from hiertrain.control.answers import Iteration
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment
 from hiertrain.program.actions import Program

@@ -5,9 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hiertrain import convergence, testbeds
-from hiertrain.convergence import accuracy_table, cut_policies, loss_table, problem_of, train_each
-from hiertrain.experiments import check_emulated, effective_execution, problem_at, setting_of
+from hiertrain import testbeds
+from hiertrain.experiments import convergence
+from hiertrain.experiments.convergence import accuracy_table, cut_policies, loss_table, problem_of, train_each
+from hiertrain.experiments.grid import check_emulated, problem_at, setting_of
+from hiertrain.experiments.work import effective_execution
 from hiertrain.planning.baselines import single_worker_plan
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.problem import Problem

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hiertrain import prediction, testbeds
+from hiertrain import testbeds
+from hiertrain.experiments import prediction
+from hiertrain.experiments.prediction import compare_each, compare_plans
 from hiertrain.planning.optimize import optimize
-from hiertrain.prediction import compare_each, compare_plans
 from hiertrain.problem.execution import Execution
 from hiertrain.results import records
 from hiertrain.testbeds import find_testbed

@@ -11,17 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hiertrain.experiments import (
-    Emulated,
-    Setting,
-    describe,
-    effective_execution,
-    problem_at,
-    record_name,
-    remember_each,
-    settings_at,
-    work_parameters,
-)
+from hiertrain.experiments.grid import Emulated, Setting, problem_at, settings_at
+from hiertrain.experiments.speedups import describe
+from hiertrain.experiments.work import effective_execution, record_name, remember_each, work_parameters
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan

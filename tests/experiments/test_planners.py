@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given, settings
 
+from hiertrain.experiments.planners import SPEEDS, compare_ways, synthetic_problem, try_every_plan
 from hiertrain.planning.optimize import RESOLUTION
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
-from hiertrain.schedulers import SPEEDS, compare_ways, synthetic_problem, try_every_plan
 from hiertrain.values import InputError
 from tests.oracles import admissible_plans, enumerated_optimum
 from tests.strategies import constrained_problems, problems

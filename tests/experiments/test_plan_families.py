@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain.cost.closed_form import iteration_s
-from hiertrain.families import family_plans
+from hiertrain.experiments.plan_families import family_plans
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem

@@ -8,10 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hiertrain import files, granularity
+from hiertrain import files
 from hiertrain.cost.closed_form import iteration_s
-from hiertrain.experiments import Case, Setting, check_emulated, find_cases, policy_table, setting_of, varied
-from hiertrain.granularity import adaptation_table, gain_summary, gain_table, load_policies, policies_path, share_table
+from hiertrain.experiments import granularity
+from hiertrain.experiments.granularity import (
+    adaptation_table,
+    gain_summary,
+    gain_table,
+    load_policies,
+    policies_path,
+    share_table,
+)
+from hiertrain.experiments.grid import Case, Setting, check_emulated, find_cases, setting_of, varied
+from hiertrain.experiments.speedups import policy_table
 from hiertrain.testbeds import find_testbed
 from hiertrain.values import InputError
 

@@ -1,0 +1,1 @@
+"""The experiments of the reproduction, each as functions that the notebooks call."""

@@ -1,0 +1,136 @@
+"""The grid of the reproduction: every policy at every setting of three hosts.
+
+The hosts are emulated from a recorded profile of the model, so they are the same on every computer that is fast enough
+to keep their pace, and predictions need no measurement at all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tqdm.auto import tqdm
+
+from hiertrain import files
+from hiertrain.paths import DATA
+from hiertrain.planning.policies import POLICIES, Policy, find_policies
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import Profile
+from hiertrain.testbeds.nominal import nominal_network
+from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings
+from hiertrain.values import BatchSize, InputError, Name, RateMbps, Slowdown, Value
+
+Emulated = LocalSettings | NetnsSettings
+
+
+class Setting(Value):
+    """One point of the grid: what is trained, and the three hosts. A worker's slowdown is over the recorded profile."""
+
+    model: Name
+    batch_size: BatchSize
+    sample_encoding: Literal["uint8", "float32"] = "uint8"
+    device_edge_mbps: RateMbps  # both ways
+    cloud_mbps: RateMbps  # every link to and from the cloud
+    device_slowdown: Slowdown
+    edge_slowdown: Slowdown
+    cloud_slowdown: Slowdown
+
+    def slowdown(self, worker: str) -> float:
+        """Of the worker named after a tier."""
+        return {"device": self.device_slowdown, "edge": self.edge_slowdown, "cloud": self.cloud_slowdown}[worker]
+
+    def mbps(self, source: str, target: str) -> float:
+        """Rate between two workers named after their tiers."""
+        return self.cloud_mbps if "cloud" in (source, target) else self.device_edge_mbps
+
+
+@dataclass(frozen=True)
+class Case:
+    """A setting, and the plan of every policy there."""
+
+    setting: Setting
+    policies: Mapping[str, Policy]
+
+
+def check_emulated(settings: AnySettings) -> Emulated:
+    """The settings, if they are of three hosts that can be given other speeds and rates; else raise InputError."""
+    if not isinstance(settings, LocalSettings | NetnsSettings) or set(settings.workers) != {"device", "edge", "cloud"}:
+        raise InputError(
+            f"testbed of kind {settings.kind!r} with {', '.join(settings.workers)}: a grid of settings needs the "
+            "workers device, edge and cloud of a local testbed or of network namespaces"
+        )
+    if any(worker.slowdown == 1 for worker in settings.workers.values()) or len(settings.links) < 6:
+        raise InputError("testbed: a grid of settings needs a slowdown of every worker and a rate of every link")
+    middle = setting_of(settings, "any", 1)
+    for link in settings.links:
+        if link.bandwidth_mbps != (mbps := middle.mbps(link.source, link.target)):
+            raise InputError(
+                f"testbed: {link.bandwidth_mbps:g} Mbit/s from {link.source} to {link.target}, {mbps:g} on another "
+                "link; a grid of settings has one rate between device and edge, and one for all links of the cloud"
+            )
+    return settings
+
+
+def setting_of(settings: Emulated, model: str, batch_size: int) -> Setting:
+    """The testbed as its file describes it."""
+    rates = {(link.source, link.target): link.bandwidth_mbps for link in settings.links}
+    return Setting(
+        model=model,
+        batch_size=batch_size,
+        device_edge_mbps=rates["device", "edge"],
+        cloud_mbps=rates["device", "cloud"],
+        device_slowdown=settings.workers["device"].slowdown,
+        edge_slowdown=settings.workers["edge"].slowdown,
+        cloud_slowdown=settings.workers["cloud"].slowdown,
+    )
+
+
+def varied(setting: Setting, axis: str, values: Sequence[float | str]) -> list[Setting]:
+    """The setting with each of the values in the field ``axis``. Raises InputError for an unknown field or value."""
+    numbers = (int(value) if isinstance(value, float) and value.is_integer() else value for value in values)
+    return [files.parse(Setting, {**dict(setting), axis: value}, f"sweep of {axis}") for value in numbers]
+
+
+def settings_at(settings: Emulated, setting: Setting) -> Emulated:
+    """The testbed with the speeds and rates of a setting. Raises InputError where it cannot have them."""
+    workers = {name: {**dict(worker), "slowdown": setting.slowdown(name)} for name, worker in settings.workers.items()}
+    links = [{**dict(link), "bandwidth_mbps": setting.mbps(link.source, link.target)} for link in settings.links]
+    return files.parse(type(settings), {**dict(settings), "workers": workers, "links": links}, "testbed of the grid")
+
+
+def recorded_profile(model: str) -> Profile:
+    """data/profiles/<model>.json. Raises InputError that says how to record one."""
+    path = DATA / "profiles" / f"{model}.json"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: there is no recorded profile of {model!r}; git restores those that come with the workbench, and "
+            "`hiertrain profile --model MODEL --output FILE` records one"
+        )
+    return files.load(Profile, path)
+
+
+def problem_at(settings: Emulated, setting: Setting) -> Problem:
+    """What a scheduler is asked at a setting: recorded layer times at its speeds, links as they are meant to be."""
+    recorded = recorded_profile(setting.model)
+    workers = {
+        name: recorded.worker(name)
+        .scaled(setting.slowdown(name) / recorded.worker(name).slowdown)
+        .model_copy(update={"slowdown": setting.slowdown(name)})  # exactly, whatever the rounding
+        for name in settings.workers
+    }
+    return Problem(
+        recorded.model_copy(update={"workers": workers}),
+        nominal_network(settings_at(settings, setting)),
+        setting.batch_size,
+        settings.data_holder,
+        Execution(sample_encoding=setting.sample_encoding),
+    )
+
+
+def find_cases(settings: Emulated, points: Sequence[Setting], names: Sequence[str] = POLICIES) -> list[Case]:
+    """The plans of the named policies at every different point. Raises InputError."""
+    different = list(dict.fromkeys(points))
+    return [
+        Case(point, find_policies(problem_at(settings, point), names))
+        for point in tqdm(different, desc="plans", leave=False)
+    ]
