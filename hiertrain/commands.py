@@ -347,10 +347,10 @@ def run_jobs(options: argparse.Namespace) -> None:
 
 def run_reproduce(options: argparse.Namespace) -> None:
     """Execute the notebooks of a parameter file; when all of them are up to date, write the report."""
-    from hiertrain.parameters import prepare
-    from hiertrain.publishing import PARAMETERS, obstacle
-    from hiertrain.report import write_report
-    from hiertrain.reproduce import NotebookRecord, reproduce
+    from hiertrain.reproduction.notebooks import NotebookRecord, reproduce
+    from hiertrain.reproduction.parameters import prepare
+    from hiertrain.reproduction.publish import PARAMETERS, obstacle
+    from hiertrain.reproduction.report import write_report
 
     jobs = prepare(options.parameters, options.run)
     if options.parameters == PARAMETERS and (reason := obstacle()):
@@ -367,7 +367,7 @@ def run_reproduce(options: argparse.Namespace) -> None:
 
 def run_lab(options: argparse.Namespace) -> None:
     """Open JupyterLab on working copies of the notebooks."""
-    from hiertrain.lab import open_lab, refresh_copies
+    from hiertrain.reproduction.lab import open_lab, refresh_copies
 
     for line in refresh_copies():
         print(line)
@@ -376,7 +376,7 @@ def run_lab(options: argparse.Namespace) -> None:
 
 def run_publish(options: argparse.Namespace) -> None:
     """Make a run the reference."""
-    from hiertrain.publishing import publish
+    from hiertrain.reproduction.publish import publish
 
     print(f"reference: {publish(options.run)}; README.md has its numbers")
 

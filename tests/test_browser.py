@@ -23,10 +23,10 @@ from playwright.sync_api import Page, sync_playwright
 
 from hiertrain import files
 from hiertrain.figures import load_caption
-from hiertrain.parameters import Job, prepare
 from hiertrain.paths import ROOT
-from hiertrain.report import write_report
-from tests.test_report import ORDER, make_run
+from hiertrain.reproduction.parameters import Job, prepare
+from hiertrain.reproduction.report import write_report
+from tests.reproduction.test_report import ORDER, make_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SHORT = ("01-models", "03-optimization")

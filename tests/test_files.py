@@ -16,12 +16,12 @@ from pydantic import BaseModel
 from hiertrain import files
 from hiertrain.control.answers import Report
 from hiertrain.control.torchrun import Jobs
-from hiertrain.parameters import ParameterFile
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
-from hiertrain.reproduce import NotebookRecord
+from hiertrain.reproduction.notebooks import NotebookRecord
+from hiertrain.reproduction.parameters import ParameterFile
 from hiertrain.results.records import Record
 from hiertrain.testbeds.settings import LocalSettings, _TestbedFile
 from hiertrain.values import InputError, Value

@@ -14,8 +14,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.translators import PythonTranslator
 
-from hiertrain.parameters import prepare
 from hiertrain.paths import NOTEBOOKS
+from hiertrain.reproduction.parameters import prepare
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 PARAMETER_FILES = sorted((NOTEBOOKS / "parameters").glob("*.yml"))

@@ -19,7 +19,7 @@ from hiertrain.planning.baselines import single_worker_plans
 from hiertrain.problem.network import Network
 from hiertrain.problem.problem import Problem
 from hiertrain.profiling.measure import measure_layers
-from hiertrain.publishing import filled, readme_tables
+from hiertrain.reproduction.publish import filled, readme_tables
 from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.local import ADDRESS, LOOPBACK
 from hiertrain.testbeds.session import Testbed

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 import hiertrain.cli
-import hiertrain.publishing  # noqa: F401  with the command line's, every module that has a value of a file
+import hiertrain.reproduction.publish  # noqa: F401  with the command line's, every module that has a value of a file
 from hiertrain.values import InputError, LayerName, Name, Samples, Seconds, Value, check, shown
 
 # What only the workbench's own workers say, of their clocks and losses: any finite number.

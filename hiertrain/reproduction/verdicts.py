@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from hiertrain import files
-from hiertrain.coverage import Coverage, Need, covered, lacks, needed
-from hiertrain.findings import Finding, Verdict
-from hiertrain.reproduce import NotebookRecord
+from hiertrain.reproduction.claims import STATEMENTS, Certainty, Statement
+from hiertrain.reproduction.coverage import Coverage, Need, covered, lacks, needed
+from hiertrain.reproduction.findings import Finding, Verdict
+from hiertrain.reproduction.notebooks import NotebookRecord
 from hiertrain.results.environment import Environment
 from hiertrain.results.records import Record, load_record
-from hiertrain.statements import STATEMENTS, Certainty, Statement
 from hiertrain.values import InputError
 
 NOTEBOOKS = (

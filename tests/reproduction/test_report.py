@@ -20,10 +20,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hiertrain import files
-from hiertrain.claims import Claim
 from hiertrain.figures import VERDICT_COLOURS, load_caption
-from hiertrain.report import LONGEST_TABLE, MOST_COLUMNS, SUMMARY, write_report
-from hiertrain.reproduce import NotebookRecord
+from hiertrain.reproduction.notebooks import NotebookRecord
+from hiertrain.reproduction.report import LONGEST_TABLE, MOST_COLUMNS, SUMMARY, write_report
+from hiertrain.reproduction.verdicts import Claim
 from hiertrain.results.alarms import lateness, misses
 from hiertrain.results.environment import Environment
 from hiertrain.results.records import save_record

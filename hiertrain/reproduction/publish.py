@@ -14,9 +14,9 @@ import pandas as pd
 
 from hiertrain import files
 from hiertrain.experiments.grid import Setting, check_emulated, setting_of
-from hiertrain.parameters import Job, prepare
 from hiertrain.paths import ROOT
-from hiertrain.reproduce import NotebookRecord, changed_output
+from hiertrain.reproduction.notebooks import NotebookRecord, changed_output
+from hiertrain.reproduction.parameters import Job, prepare
 from hiertrain.results.environment import environment_record
 from hiertrain.results.records import Record
 from hiertrain.results.tables import markdown_table

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from hiertrain.lab import refresh_copies
+from hiertrain.reproduction.lab import refresh_copies
 
 
 def write(path: Path, *sources: str, ran: bool = False) -> None:

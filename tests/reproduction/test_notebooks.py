@@ -18,8 +18,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from hiertrain import files
 from hiertrain.cli import main
-from hiertrain.parameters import prepare
-from hiertrain.reproduce import NotebookError, NotebookRecord, Outcome, _fingerprint, reproduce
+from hiertrain.reproduction.notebooks import NotebookError, NotebookRecord, Outcome, _fingerprint, reproduce
+from hiertrain.reproduction.parameters import prepare
 from hiertrain.values import ON_DEMAND, InputError
 
 PARAMETERS = (
@@ -318,7 +318,7 @@ def test_an_interrupt_stops_the_kernel_and_keeps_what_is_finished(bench, tmp_pat
     bench.parameters(**{"01_first": {"outputs": ["a.txt"]}, "02_second": {"outputs": ["b.txt"]}})
     code = f"""
 from pathlib import Path
-from hiertrain.reproduce import reproduce
+from hiertrain.reproduction.notebooks import reproduce
 reproduce("small", notebooks=Path({str(bench.notebooks)!r}), results=Path({str(bench.results)!r}))
 """
     log = tmp_path / "log"

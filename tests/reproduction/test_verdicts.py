@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain import files
-from hiertrain.claims import NOTEBOOKS, Claim, claims, claims_table
 from hiertrain.experiments.grid import Setting
 from hiertrain.experiments.speedups import speedup_table
 from hiertrain.figures.claims import plot_claims
-from hiertrain.findings import reaches, unbeaten
 from hiertrain.paths import NOTEBOOKS as FOLDER
 from hiertrain.paths import RESULTS
-from hiertrain.reproduce import NotebookRecord
+from hiertrain.reproduction.claims import SETTING, STATEMENTS
+from hiertrain.reproduction.findings import reaches, unbeaten
+from hiertrain.reproduction.notebooks import NotebookRecord
+from hiertrain.reproduction.verdicts import NOTEBOOKS, Claim, claims, claims_table
 from hiertrain.results.environment import environment_record
 from hiertrain.results.records import load_record, save_record
-from hiertrain.statements import SETTING, STATEMENTS
 from hiertrain.values import InputError
 
 COMMAND = "hiertrain reproduce paper --run made"
@@ -181,7 +181,7 @@ def run(good_run, tmp_path) -> Path:
 def judged(run: Path, index: int) -> Claim:
     """One claim alone; the tests of what stands beside it judge them all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hiertrain.claims.STATEMENTS", (STATEMENTS[index],))
+        patch.setattr("hiertrain.reproduction.verdicts.STATEMENTS", (STATEMENTS[index],))
         (found,) = claims(run, COMMAND, run)
     return found
 

@@ -1,6 +1,6 @@
 """One self-contained page per run: claims, environment, time, every figure with its caption and every table.
 
-All of it comes from the run's folder: what ``hiertrain.reproduce`` recorded, and the files that the notebooks wrote.
+All of it comes from the run's folder: what ``reproduction.notebooks`` recorded, and the files that the notebooks wrote.
 """
 
 import base64
@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hiertrain import files
 from hiertrain.figures import VERDICT_COLOURS, load_caption
-from hiertrain.reproduce import NotebookRecord
+from hiertrain.reproduction.notebooks import NotebookRecord
 from hiertrain.results.alarms import Alarm, loaded
 from hiertrain.results.records import Record
 from hiertrain.values import InputError

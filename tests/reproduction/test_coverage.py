@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from hiertrain.coverage import Need, covered, lacks, needed
+from hiertrain.reproduction.coverage import Need, covered, lacks, needed
 
 NEED = Need("tables/t.csv", ("model", "rate"), amount="blocks", chosen=lambda rows: rows[rows["rate"] < 9])
 WHOLE = pd.DataFrame({"model": ["a", "a", "b"], "rate": [1.0, 9.0, 2.5], "blocks": [4, 4, 2], "x": 0})

@@ -26,8 +26,8 @@ from pydantic import JsonValue
 from tqdm import tqdm
 
 from hiertrain import files
-from hiertrain.parameters import Job, check_known, prepare
 from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
+from hiertrain.reproduction.parameters import Job, check_known, prepare
 from hiertrain.results.environment import Environment, environment_record, package_versions
 from hiertrain.values import ON_DEMAND, InputError, RunError, Seconds, Value
 
@@ -94,7 +94,7 @@ def reproduce(
 
 def _digest_of_sources(notebooks: Path) -> str:
     """One digest of what every notebook builds on: the package, the versions below it, testbeds and profiles."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     folders = [package.rglob("*.py"), (notebooks / "testbeds").glob("*.yml"), (DATA / "profiles").glob("*.json")]
     sources = [source for folder in folders for source in sorted(folder)]
     state = {"python": platform.python_version(), "versions": package_versions()}

@@ -15,7 +15,7 @@ from jupyterlab.labapp import LabApp
 
 from hiertrain import files
 from hiertrain.paths import COPIES, NOTEBOOKS, RESULTS
-from hiertrain.reproduce import own_kernel
+from hiertrain.reproduction.notebooks import own_kernel
 from hiertrain.values import Value
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hiertrain import files, publishing
+from hiertrain import files
 from hiertrain.experiments.grid import Setting
-from hiertrain.parameters import prepare
 from hiertrain.paths import RESULTS
-from hiertrain.publishing import executed, filled, obstacle, publish, readme_tables
-from hiertrain.reproduce import NotebookRecord
+from hiertrain.reproduction import publish as publishing
+from hiertrain.reproduction.notebooks import NotebookRecord
+from hiertrain.reproduction.parameters import prepare
+from hiertrain.reproduction.publish import executed, filled, obstacle, publish, readme_tables
 from hiertrain.results.environment import environment_record
 from hiertrain.results.tables import markdown_table
 from hiertrain.values import InputError

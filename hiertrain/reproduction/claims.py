@@ -7,10 +7,10 @@ from typing import Literal
 
 import pandas as pd
 
-from hiertrain import findings
-from hiertrain.coverage import Need, Rows
 from hiertrain.figures.speedups import STATED_SPEEDUP
-from hiertrain.findings import BASELINES, Finding, Verdict
+from hiertrain.reproduction import findings
+from hiertrain.reproduction.coverage import Need, Rows
+from hiertrain.reproduction.findings import BASELINES, Finding, Verdict
 
 Certainty = Literal["abstract", "summary by others", "recalled, unverified", "ours"]
 
