@@ -94,7 +94,7 @@ def environment(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture(scope="module")
 def lab(checkout: Path, environment: dict[str, str]) -> Iterator[Lab]:
-    command = [sys.executable, "-m", "hiertrain.cli", "lab", "--", "--no-browser", "--ServerApp.port=0"]
+    command = [sys.executable, "-m", "hiertrain.cli.main", "lab", "--", "--no-browser", "--ServerApp.port=0"]
     server = subprocess.Popen(
         command, cwd=checkout, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

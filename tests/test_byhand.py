@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from hiertrain import files
 from hiertrain.byhand import _Folder, train_by_hand
-from hiertrain.cli import main
+from hiertrain.cli.main import main
 from hiertrain.control import memory
 from hiertrain.control.answers import Beat, Iteration, Report, Snapshot
 from hiertrain.control.jobs import TrainJob

@@ -28,7 +28,7 @@ from hiertrain.training.settings import training_settings
 from hiertrain.training.train import train
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.spec import ModelSettings
-from tests.test_cli import NETWORK, PROFILE
+from tests.cli.test_main import NETWORK, PROFILE
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
@@ -145,12 +145,14 @@ def test_a_command_says_in_one_line_which_extra_it_lacks(bare_python: str, tmp_p
         )
         return done.returncode, done.stdout, done.stderr
 
-    status, _, error = answer("hiertrain.cli", "optimize", "--profile", "profile.json", "--network", "network.json")
+    status, _, error = answer(
+        "hiertrain.cli.main", "optimize", "--profile", "profile.json", "--network", "network.json"
+    )
     assert (status, error) == (
         2,
         "hiertrain: error: this command needs ortools; in a checkout: pip install '.[notebooks]'\n",
     )
-    assert answer("hiertrain.cli", "profile", "--help")[0] == 0
+    assert answer("hiertrain.cli.main", "profile", "--help")[0] == 0
     assert answer("hiertrain.byhand", "--help")[0] == 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hiertrain import files
-from hiertrain.arguments import parser
+from hiertrain.cli.arguments import parser
 from hiertrain.paths import ROOT
 from hiertrain.problem.plan import Plan
 from hiertrain.results.records import load_record

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-import hiertrain.cli
+import hiertrain.cli.main
 import hiertrain.reproduction.publish  # noqa: F401  with the command line's, every module that has a value of a file
 from hiertrain.values import InputError, LayerName, Name, Samples, Seconds, Value, check, shown
 

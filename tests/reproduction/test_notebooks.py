@@ -17,7 +17,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from hiertrain import files
-from hiertrain.cli import main
+from hiertrain.cli.main import main
 from hiertrain.reproduction.notebooks import NotebookError, NotebookRecord, Outcome, _fingerprint, reproduce
 from hiertrain.reproduction.parameters import prepare
 from hiertrain.values import ON_DEMAND, InputError

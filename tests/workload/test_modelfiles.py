@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hiertrain.cli import main
+from hiertrain.cli.main import main
 from hiertrain.training.evaluation import accuracy, trained_model
 from hiertrain.training.settings import training_settings
 from hiertrain.training.single_process import train_on_one_process

@@ -37,7 +37,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     """Run one command. Raises only what comes from outside: an interrupt, and OSError of what is printed."""
     from pydantic import ValidationError
 
-    from hiertrain.arguments import parser
+    from hiertrain.cli.arguments import parser
     from hiertrain.values import InputError, RunError, broken_rule, shown
 
     try:

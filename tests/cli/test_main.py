@@ -12,9 +12,9 @@ from typing import IO
 import pytest
 
 from hiertrain import files
-from hiertrain.arguments import parser
-from hiertrain.cli import main
-from hiertrain.options import BATCH_SIZE, memory_limit
+from hiertrain.cli.arguments import parser
+from hiertrain.cli.main import main
+from hiertrain.cli.options import BATCH_SIZE, memory_limit
 from hiertrain.paths import NOTEBOOKS, RESULTS
 from hiertrain.problem.network import Network
 from hiertrain.problem.profile import LayerCost, Profile
@@ -83,7 +83,7 @@ def test_optimize_prints_the_plan_the_bound_and_the_status(folder: Path, capsys:
 def test_ctrl_c_is_still_python_s_after_a_solve(folder: Path) -> None:
     script = (
         "import os, signal, sys\n"
-        "from hiertrain.cli import main\n"
+        "from hiertrain.cli.main import main\n"
         f"assert main({['optimize', *inputs(folder)]}) == 0\n"
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
@@ -95,7 +95,7 @@ def test_ctrl_c_is_still_python_s_after_a_solve(folder: Path) -> None:
 
 def run_with(stdout: int | IO[bytes], options: list[str]) -> tuple[int, str]:
     """The exit status of the program, and what it says on standard error."""
-    program = [sys.executable, "-m", "hiertrain.cli", *options]
+    program = [sys.executable, "-m", "hiertrain.cli.main", *options]
     done = subprocess.run(program, check=False, stdout=stdout, stderr=subprocess.PIPE, text=True)
     return done.returncode, done.stderr
 
@@ -123,7 +123,7 @@ def test_standard_output_must_be_open(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_an_interrupt_while_modules_are_imported_is_one_line(number: int) -> None:
     script = (
         "import os, sys\n"
-        "from hiertrain.cli import main\n"
+        "from hiertrain.cli.main import main\n"
         "class Interrupted:\n"
         "    def find_spec(self, name, *_):\n"
         f"        os.kill(os.getpid(), {int(number)}) if name == 'pydantic' else None\n"
@@ -158,7 +158,7 @@ def test_an_error_of_the_system_is_one_line(
     def fail(_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "results")
 
-    monkeypatch.setattr("hiertrain.commands.run_predict", fail)
+    monkeypatch.setattr("hiertrain.cli.commands.run_predict", fail)
     monkeypatch.setattr(os, "dup2", lambda *_: None)  # standard output is the test's own
     assert main(["predict", *inputs(folder), "--plan", "x"]) == 1
     assert capsys.readouterr().err == "hiertrain: failed: results: Read-only file system\n"
@@ -292,7 +292,7 @@ def test_a_share_that_a_layer_refuses_is_named_and_not_proposed(
 def test_train_refuses_what_cannot_be_trained_before_any_work(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hiertrain.commands.open_testbed", lambda _: pytest.fail("a testbed was opened"))
+    monkeypatch.setattr("hiertrain.cli.commands.open_testbed", lambda _: pytest.fail("a testbed was opened"))
     files.write_text(folder / "earlier" / "records" / "train.json", "{}")
     files.write_text(folder / "by-hand" / "model.safetensors", "")
     for options, message in (
@@ -346,8 +346,8 @@ def test_a_model_of_colours_that_gets_grey_samples_is_announced_and_recorded(
 def test_all_three_stages_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
-    monkeypatch.setattr("hiertrain.commands.open_testbed", open_local)
-    monkeypatch.setattr("hiertrain.commands.ALONE_S", 0.1)
+    monkeypatch.setattr("hiertrain.cli.commands.open_testbed", open_local)
+    monkeypatch.setattr("hiertrain.cli.commands.ALONE_S", 0.1)
     monkeypatch.setattr("hiertrain.results.alarms.LATE", 0.0)  # always too late
     monkeypatch.setattr("hiertrain.results.alarms.RATE_SPREAD", 0.0)
     testbed = tmp_path / "testbed.yml"
@@ -403,7 +403,9 @@ def test_all_three_stages_from_the_command_line(
 def test_a_computed_value_beyond_its_bounds_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hiertrain.commands.run_links", lambda _: LayerCost(fixed_s=1.0, per_sample_s=0.5).scaled(1e9))
+    monkeypatch.setattr(
+        "hiertrain.cli.commands.run_links", lambda _: LayerCost(fixed_s=1.0, per_sample_s=0.5).scaled(1e9)
+    )
     assert main(["links"]) == 1
     assert capsys.readouterr().err == (
         "hiertrain: failed: a computed LayerCost has the fixed_s 1000000000.0: must be at most 1000000\n"

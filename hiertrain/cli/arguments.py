@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from hiertrain import commands
-from hiertrain.options import BATCH_SIZE, EXECUTIONS, ITERATIONS
+from hiertrain.cli import commands
+from hiertrain.cli.options import BATCH_SIZE, EXECUTIONS, ITERATIONS
 from hiertrain.testbeds import AUTOMATIC
 from hiertrain.values import one_line
 from hiertrain.workload.spec import OptimizerSettings

@@ -2,12 +2,12 @@
 
 import pytest
 
+from hiertrain.cli.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.network import Link, LinkMeasurement
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import Profile
-from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
-from tests.test_cli import PROFILE
+from tests.cli.test_main import PROFILE
 
 CHAIN: Chain = Profile.model_validate(PROFILE).chain  # conv1, fc1, loss
 IDLE = Assignment(parent="edge", depth=0, samples=0)

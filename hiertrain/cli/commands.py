@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiertrain import files
-from hiertrain.control.memory import KEPT
-from hiertrain.control.torchrun import Jobs
-from hiertrain.cost.closed_form import iteration_s
-from hiertrain.options import (
+from hiertrain.cli.options import (
     BATCH_SIZE,
     EXECUTIONS,
     batch_size,
@@ -27,6 +24,10 @@ from hiertrain.options import (
     search_problem,
     training_of,
 )
+from hiertrain.cli.summary import Times, link_line, plan_lines, times_line, verdict
+from hiertrain.control.memory import KEPT
+from hiertrain.control.torchrun import Jobs
+from hiertrain.cost.closed_form import iteration_s
 from hiertrain.paths import RESULTS
 from hiertrain.planning.baselines import single_worker_plan, single_worker_plans
 from hiertrain.problem.chain import Chain
@@ -39,7 +40,6 @@ from hiertrain.problem.solution import Solution
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import dry_run, simulate
 from hiertrain.results.alarms import crowding, misfits, of_run, show, spreads
-from hiertrain.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
 from hiertrain.values import InputError

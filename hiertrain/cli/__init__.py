@@ -1,0 +1,1 @@
+"""The command line: the program, its options, what they mean, what is done, what is printed."""
