@@ -105,7 +105,7 @@ def test_every_import_is_a_declared_dependency_and_every_dependency_is_used() ->
 
 
 def test_a_worker_s_machine_needs_no_extra() -> None:
-    assert imported(reached("hiertrain.worker", "hiertrain.byhand")) == CORE
+    assert imported(reached("hiertrain.worker", "hiertrain.torchrun_worker")) == CORE
     assert not installed_with(CORE) & {"jupyterlab", "ortools", "seaborn", "papermill", "pandas", "matplotlib"}
 
 
@@ -153,7 +153,7 @@ def test_a_command_says_in_one_line_which_extra_it_lacks(bare_python: str, tmp_p
         "hiertrain: error: this command needs ortools; in a checkout: pip install '.[notebooks]'\n",
     )
     assert answer("hiertrain.cli.main", "profile", "--help")[0] == 0
-    assert answer("hiertrain.byhand", "--help")[0] == 0
+    assert answer("hiertrain.torchrun_worker", "--help")[0] == 0
 
 
 @pytest.mark.parametrize("requirement", [line for lines in REQUIREMENTS.values() for line in lines])

@@ -340,7 +340,7 @@ def run_jobs(options: argparse.Namespace) -> None:
         print(
             f"  {name}: GLOO_SOCKET_IFNAME=INTERFACE {kept} torchrun --nnodes={len(machines)} --nproc-per-node=1 "
             f"--node-rank={rank} --master-addr=ADDRESS --master-port=29500 "
-            f"-m hiertrain.byhand {options.output.name} --output FOLDER"
+            f"-m hiertrain.torchrun_worker {options.output.name} --output FOLDER"
         )
     print(f"INTERFACE: the machine's own that the others reach; ADDRESS: the one that {plan.participants[0]} has there")
 

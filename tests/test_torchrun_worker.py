@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 
 from hiertrain import files
-from hiertrain.byhand import _Folder, train_by_hand
 from hiertrain.cli.main import main
 from hiertrain.control import memory
 from hiertrain.control.answers import Beat, Iteration, Report, Snapshot
@@ -32,6 +31,7 @@ from hiertrain.program.compiler import compile_plan
 from hiertrain.runtime.heartbeat import Pulse
 from hiertrain.runtime.train_job import train
 from hiertrain.testbeds.local import LOOPBACK
+from hiertrain.torchrun_worker import _Folder, train_by_hand
 from hiertrain.training.evaluation import accuracy
 from hiertrain.training.run import TrainingRun
 from hiertrain.training.single_process import train_on_one_process
@@ -80,7 +80,7 @@ def write_jobs(folder: Path, plan: str, *options: str) -> int:
 
 
 def worker(folder: Path, name: str) -> list[str]:
-    return ["-m", "hiertrain.byhand", str(folder / "jobs.json"), "--output", str(folder / name)]
+    return ["-m", "hiertrain.torchrun_worker", str(folder / "jobs.json"), "--output", str(folder / name)]
 
 
 def free_port() -> int:
@@ -245,7 +245,7 @@ def test_a_report_that_cannot_be_written_is_said(folder: Path, monkeypatch: pyte
 
     assert write_jobs(folder, "star") == 0
     answers = _Folder("device", files.load(Jobs, folder / "jobs.json"), folder)
-    monkeypatch.setattr("hiertrain.byhand.files.save", full)
+    monkeypatch.setattr("hiertrain.torchrun_worker.files.save", full)
     assert answers.close(None).endswith("; no report: device.json: cannot be written: No space left on device")
     assert not answers.reported
 
@@ -266,9 +266,9 @@ def test_an_accelerator_is_ready_before_the_group_meets(folder: Path, monkeypatc
     def meet(*_: object) -> None:
         raise MetError
 
-    monkeypatch.setattr("hiertrain.worker.build_model", lambda **_: Model())
-    monkeypatch.setattr("hiertrain.worker.synchronize", lambda device: steps.append(f"wait for {device}"))
-    monkeypatch.setattr("hiertrain.worker.Transport", meet)
+    monkeypatch.setattr("hiertrain.runtime.train_job.build_model", lambda **_: Model())
+    monkeypatch.setattr("hiertrain.runtime.train_job.synchronize", lambda device: steps.append(f"wait for {device}"))
+    monkeypatch.setattr("hiertrain.runtime.train_job.Transport", meet)
     with pytest.raises(MetError):
         train("device", TrainJob(**{**dict(job), "accelerator": "cuda"}), lambda *_: None, Pulse(lambda _: None))
     assert steps == ["to cuda", "wait for cuda"]

@@ -1,4 +1,4 @@
-"""``torchrun ... -m hiertrain.byhand jobs.json``: one worker of a training, started by hand on its own machine.
+"""``torchrun ... -m hiertrain.torchrun_worker jobs.json``: one worker of a training, started by hand on its machine.
 
 For machines without SSH between them. It is the same worker but for where answers go: nobody speaks to it. Its rank and
 the address where the group meets come from torchrun's environment, all else from the file of ``hiertrain jobs``.
@@ -111,7 +111,7 @@ class _Folder:
 
 def main() -> None:
     """Do this worker's part of one training."""
-    parser = argparse.ArgumentParser(prog="torchrun ... -m hiertrain.byhand", description=__doc__)
+    parser = argparse.ArgumentParser(prog="torchrun ... -m hiertrain.torchrun_worker", description=__doc__)
     parser.add_argument("jobs", type=Path, help="the file that `hiertrain jobs` wrote")
     parser.add_argument(
         "--output", type=Path, default=Path(), metavar="FOLDER", help="gets the worker's report and the root's model"
