@@ -1,8 +1,8 @@
 """Exact optima by other means than the solver's: enumeration of every plan, and a monotone branch and bound.
 
 The enumeration times each plan by simulating its program. The branch and bound has its own vectorised equations for
-the pair, the star and the chain, for up to three workers. Both know nothing of ``bounds``, ``search`` and
-``scheduling``. Times in seconds.
+the pair, the star and the chain, for up to three workers. Both know nothing of ``cost.bounds`` and of
+``planning``. Times in seconds.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -101,7 +101,7 @@ def test_every_import_is_a_declared_dependency_and_every_dependency_is_used() ->
     used = imported(PACKAGE)
     assert used <= CORE | EXTRAS["notebooks"]
     assert (CORE | EXTRAS["notebooks"]) - used == APPLICATIONS
-    assert imported((ROOT / "tests").glob("*.py")) <= CORE | EXTRAS["notebooks"] | EXTRAS["dev"]
+    assert imported((ROOT / "tests").rglob("*.py")) <= CORE | EXTRAS["notebooks"] | EXTRAS["dev"]
 
 
 def test_a_worker_s_machine_needs_no_extra() -> None:
@@ -135,7 +135,7 @@ def test_a_worker_trains_with_the_dependencies_alone(bare_python: str) -> None:
 
 
 def test_a_command_says_in_one_line_which_extra_it_lacks(bare_python: str, tmp_path: Path) -> None:
-    """Where the extra is missing; what a worker's machine is good for works: ``profile`` and ``byhand``."""
+    """Where the extra is missing; what a worker's machine is good for works: ``profile`` and ``torchrun_worker``."""
     (tmp_path / "profile.json").write_text(json.dumps(PROFILE))
     (tmp_path / "network.json").write_text(json.dumps(NETWORK))
 
@@ -188,16 +188,25 @@ def test_make_takes_pytorch_from_the_index_that_it_is_told_and_only_pytorch(tmp_
     assert not any("index" in call for call in pip_calls())
 
 
-def test_every_folder_of_the_package_is_installed():
-    folders = {".".join(source.parent.relative_to(ROOT).parts) for source in PACKAGE}
-    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == folders
+def test_every_folder_of_the_package_is_installed() -> None:
+    find = PYPROJECT["tool"]["setuptools"]["packages"]["find"]
+    assert find == {"include": ["hiertrain*"], "namespaces": False}  # every folder that has an __init__.py
+    assert all((source.parent / "__init__.py").is_file() for source in PACKAGE)
 
 
-def test_every_other_file_of_the_package_is_installed():
+def test_every_other_file_of_the_package_is_installed() -> None:
     package = ROOT / "hiertrain"
-    files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
-    others = {path for path in files if not path.endswith((".py", ".pyc"))}
-    assert PYPROJECT["tool"]["setuptools"]["package-data"] == {"hiertrain": sorted(others)}
+    files = [path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    others: dict[str, list[str]] = {}
+    for path in sorted(files):
+        others.setdefault(".".join(path.parent.relative_to(ROOT).parts), []).append(path.name)
+    assert PYPROJECT["tool"]["setuptools"]["package-data"] == others
+
+
+def test_the_readme_says_what_every_room_is_for() -> None:
+    rooms = {f"`hiertrain/{source.parent.name}/`" for source in (ROOT / "hiertrain").glob("*/__init__.py")}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| (`hiertrain/\w+/`) \|", text, flags=re.MULTILINE)) == rooms
 
 
 def test_hooks_run_the_checks_of_make_without_downloads():

@@ -1,6 +1,6 @@
 """One tree's plans as a model for OR-Tools' CP-SAT: all that is linear about the cost model, in whole units of time.
 
-See ``integers`` for the units. Nothing but the wall clock, which is the user's limit, makes two runs differ.
+See ``cost.integers`` for the units. Nothing but the wall clock, which is the user's limit, makes two runs differ.
 """
 
 from dataclasses import dataclass
@@ -142,7 +142,7 @@ def _add_bends(model: cp_model.CpModel, variables: _Variables) -> None:
 
 
 def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, variables: _Variables) -> None:
-    """``cost.memory_bytes`` within the limits; sizes beyond a limit are cut off just above it."""
+    """``cost.closed_form.memory_bytes`` within the limits; sizes beyond a limit are cut off just above it."""
     for worker, name in enumerate(tree.workers):
         limit = problem.memory_limit_bytes.get(name)
         if limit is None:

@@ -30,7 +30,7 @@ from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, NetnsWorke
 from hiertrain.values import InputError
 from tests.profiling.test_profiling import is_near, measured_links
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent.parent
 WORKERS = ("device", "edge", "cloud")
 # Receives messages of so many bytes on any port of its address; prints the port, then when each was complete.
 RECEIVER = """

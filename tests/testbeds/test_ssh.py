@@ -258,7 +258,7 @@ def test_training_over_ssh_equals_single_process_sgd(machines: Machines) -> None
 def test_everything_that_is_wrong_is_named_at_once(machines: Machines, tmp_path: Path) -> None:
     old = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[1])"
     shutil.copytree(PACKAGE, tmp_path / "hiertrain", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "hiertrain" / "jobs.py").open("a") as source:
+    with (tmp_path / "hiertrain" / "control" / "jobs.py").open("a") as source:
         source.write("# another version\n")
     (tmp_path / "numpy-1.0.dist-info").mkdir()
     (tmp_path / "numpy-1.0.dist-info" / "METADATA").write_text("Name: numpy\nVersion: 1.0\n")
@@ -287,7 +287,7 @@ def test_everything_that_is_wrong_is_named_at_once(machines: Machines, tmp_path:
         "must be the worker's, 10.77.0.9",
         f"edge on host to-edge: package numpy is version 1.0; must be {version('numpy')} as on this machine",
         f"edge on host to-edge: accelerator 'cuda': PyTorch {version('torch')} finds no GPU; there must be one",
-        f"edge on host to-edge: package hiertrain in {tmp_path}/hiertrain differs in jobs.py; "
+        f"edge on host to-edge: package hiertrain in {tmp_path}/hiertrain differs in control/jobs.py; "
         "must be the same as on this machine",
         "cloud on host nowhere: cannot be reached: ssh: connect to host 127.0.0.1 port 1: Connection refused",
     ]
@@ -341,8 +341,8 @@ def test_a_blocked_port_is_named_on_both_sides(machines: Machines) -> None:
 def test_rsync_copies_the_package_and_a_worker_runs_from_it(machines: Machines, tmp_path: Path) -> None:
     folder = tmp_path / "a copy"
     settings = machines.settings(edge={"folder": str(folder)})
-    (folder / "hiertrain").mkdir(parents=True)
-    (folder / "hiertrain" / "jobs.py").write_text("an older version")
+    (folder / "hiertrain" / "control").mkdir(parents=True)
+    (folder / "hiertrain" / "control" / "jobs.py").write_text("an older version")
     (folder / "hiertrain" / "notes.txt").write_text("somebody's own")
     assert find_problems(settings) == []
     copied = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
