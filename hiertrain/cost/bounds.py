@@ -1,9 +1,9 @@
 """The cost model over many plans of one tree at once, and lower bounds over ranges of plans.
 
 A *box* is a tree with the depth of each worker and a range of own samples for each. Every equation of ``closed_form``
-rises with every number of samples, so the cost model at the least number of samples that each step can have within the box
-is a lower bound on all its plans; for a box of a single plan it is that plan's time. Times in seconds, sizes in bytes.
-Arrays have the shape (k, P), for the k workers of the tree in its order and P boxes, or (P,) for one worker.
+rises with every number of samples, so the cost model at the least number of samples that each step can have within the
+box is a lower bound on all its plans; for a box of a single plan it is that plan's time. Times in seconds, sizes in
+bytes. Arrays have the shape (k, P), for the k workers of the tree in its order and P boxes, or (P,) for one worker.
 """
 
 from dataclasses import dataclass

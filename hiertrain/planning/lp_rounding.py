@@ -138,9 +138,10 @@ class _Message(NamedTuple):
 
 
 class _Programmes:
-    """The equations of ``cost.closed_form`` for one assignment of roles. Worker 0 is the root; each array of theirs (k, P, V + 1).
+    """The equations of ``cost.closed_form`` for one assignment of roles.
 
-    A maximum is a variable that is at least as great as each of its terms.
+    Worker 0 is the root; each array of theirs (k, P, V + 1). A maximum is a variable that is at least as great as each
+    of its terms.
     """
 
     def __init__(self, problem: Problem, workers: tuple[str, ...], depths: Integers) -> None:

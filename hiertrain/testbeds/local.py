@@ -1,7 +1,8 @@
 """The local testbed: every worker is a process on this machine, without root.
 
-Unequal speeds are emulated: links by the sender, which delivers a message when the link would have (``runtime.transport``),
-and computing by pacing, which sleeps until an action has lasted as long as on the slower machine (``runtime.runner``).
+Unequal speeds are emulated: links by the sender, which delivers a message when the link would have
+(``runtime.transport``), and computing by pacing, which sleeps until an action has lasted as long as on the slower
+machine (``runtime.runner``).
 """
 
 import sys
