@@ -49,7 +49,7 @@ class _Folder:
         self.reported = False
         self._starter = os.getppid()
         # Of the root, for the names of its weights; built now, since nobody waits for this worker yet.
-        self._model = build_model(**dict(jobs.training.model)) if name == jobs.plan.root else None
+        self._model = build_model(**dict(jobs.training.model)) if jobs.program.part(name).updates else None
         self._bar = tqdm(desc=f"worker {name}", total=jobs.training.iterations, unit="iteration")
 
     def put(self, answer: Answer, payload: bytes = b"") -> None:
@@ -98,7 +98,7 @@ class _Folder:
         if self._model is None:
             return None
         training, path = self._jobs.training, self._folder / WEIGHTS
-        if self._name != self._jobs.plan.data_holder:
+        if self._name != self._jobs.program.data_holder:
             return f"model: {path}; its test accuracy, where {training.dataset} is: hiertrain evaluate {path}"
         dataset = load_dataset(training.dataset, training.data_folder)
         estimate_statistics(self._model, dataset)

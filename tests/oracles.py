@@ -147,7 +147,7 @@ class _Links:
     def raw(self, worker: str, samples: Numbers) -> Seconds:
         if worker == self.problem.data_holder:
             return np.zeros(len(samples))
-        size = samples * float(self.problem.sample_bytes)
+        size = samples * float(self.problem.profile.sample_bytes)
         return self.send(self.problem.data_holder, worker, np.zeros(len(samples)), size)
 
 

@@ -1,8 +1,9 @@
 """Small random problems and plans, feasible by construction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
+from typing import get_args
 
 import numpy as np
 from hypothesis import strategies as st
@@ -15,6 +16,12 @@ from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
 
+# Every combination of the options: whoever adds one is tested with all others.
+OPTIONS = {name: get_args(field.annotation) for name, field in Execution.model_fields.items()}
+EXECUTIONS = [Execution(**dict(zip(OPTIONS, values, strict=True))) for values in product(*OPTIONS.values())]
+PAPER = (Execution.paper(),)
+# Those that send float32, as policies are asked for: some of them send 8 bits by themselves.
+PLAIN = tuple(execution for execution in EXECUTIONS if execution.activation_encoding == "float32")
 NAMES = ("device", "edge", "cloud", "cloud-2")
 
 # Zero costs, equal workers and huge ratios are the corners where a solver or a formula goes wrong.
@@ -73,13 +80,20 @@ def networks(draw: st.DrawFn, *, workers: int = 3) -> Network:
 
 
 @st.composite
-def problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 6, max_batch: int = 8) -> Problem:
+def problems(
+    draw: st.DrawFn,
+    *,
+    workers: int = 3,
+    max_layers: int = 6,
+    max_batch: int = 8,
+    executions: Sequence[Execution] = EXECUTIONS,
+) -> Problem:
     return Problem(
         profile=draw(profiles(workers=workers, max_layers=max_layers)),
         network=draw(networks(workers=workers)),
         batch_size=draw(st.integers(1, max_batch)),
         data_holder=draw(st.sampled_from(NAMES[:workers])),
-        execution=Execution(sample_encoding=draw(st.sampled_from(["uint8", "float32"]))),
+        execution=draw(st.sampled_from(executions)),
     )
 
 
@@ -106,11 +120,9 @@ def plans(
 
 @st.composite
 def planned_problems(draw: st.DrawFn) -> tuple[Problem, Plan]:
-    """A problem and any plan for it. The solver knows float32 activations only, the cost model also 8 bits."""
+    """A problem and any plan for it."""
     workers = draw(st.integers(1, 4))
     problem = draw(problems(workers=workers))
-    encoding = draw(st.sampled_from(["float32", "uint8"]))
-    problem = replace(problem, execution=problem.execution.model_copy(update={"activation_encoding": encoding}))
     plan = draw(
         plans(
             names=NAMES[:workers],

@@ -27,7 +27,6 @@ from hiertrain.control.torchrun import Jobs
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Measurement, Profile, WorkerProfile
-from hiertrain.program.compiler import compile_plan
 from hiertrain.runtime.heartbeat import Pulse
 from hiertrain.runtime.train_job import train
 from hiertrain.testbeds.local import LOOPBACK
@@ -125,10 +124,10 @@ def test_workers_under_torchrun_equal_single_process_sgd(folder: Path, capsys: p
     assert (saved.iterations, saved.statistics) == (3, True)  # there are none
     difference = np.frombuffer(pack_weights(model), np.float32) - np.frombuffer(reference.snapshots[3], np.float32)
     assert np.abs(difference).max() < 1e-6  # rounding; see test_training
-    program = compile_plan(jobs.plan, build_model(**dict(jobs.training.model)).chain, jobs.execution)
     done = {name: report.iterations for name, report in reports.items()}
     clocks = {name: report.clock for name, report in reports.items()}
-    run = TrainingRun(jobs.plan, program, done, clocks, {3: pack_weights(model)})
+    plan = files.load(Plan, folder / "pair.json")
+    run = TrainingRun(plan, jobs.program, done, clocks, {3: pack_weights(model)})
     assert run.losses == pytest.approx(reference.losses, abs=1e-6)
     assert {span.worker for span in run.timeline(2).spans} == set(names)
 

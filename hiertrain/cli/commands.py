@@ -27,18 +27,18 @@ from hiertrain.cli.options import (
 from hiertrain.cli.summary import Times, link_line, plan_lines, times_line, verdict
 from hiertrain.control.memory import KEPT
 from hiertrain.control.torchrun import Jobs
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.paths import RESULTS
 from hiertrain.planning.baselines import single_worker_plan, single_worker_plans
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
-from hiertrain.problem.plan import Plan, quantized_layers
+from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
 from hiertrain.program.compiler import compile_plan
-from hiertrain.program.simulator import dry_run, simulate
+from hiertrain.program.passes import lossy_layers
+from hiertrain.program.simulator import dry_run, iteration_s, simulate
 from hiertrain.results.alarms import crowding, misfits, of_run, show, spreads
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
@@ -188,7 +188,7 @@ def run_train(options: argparse.Namespace) -> None:
     }
     if not options.no_reference:
         results |= _results_of_one_process(training, dataset, run)
-    inexact_layers = chain.inexact_layers + quantized_layers(plan, chain, execution)
+    inexact_layers = chain.inexact_layers + lossy_layers(run.program, chain)
     if inexact_layers:
         print(f"not exact by nature, because of {'; '.join(inexact_layers)}")
     parameters |= {"plan": plan, "network": network, "inexact_layers": inexact_layers}
@@ -325,9 +325,10 @@ def run_jobs(options: argparse.Namespace) -> None:
     unpaced = LocalSettings(data_holder=plan.data_holder, workers=dict.fromkeys(profile.workers, WorkerSettings()))
     check_profile(profile, chain, unpaced)
     check_training(plan, training, chain, unpaced)
-    dry_run(compile_plan(plan, chain, execution))
+    program = compile_plan(plan, chain, execution)
+    dry_run(program)
     predicted_s = iteration_s(problem, plan)
-    content = {"training": training, "plan": plan, "execution": execution, "workers": machines}
+    content = {"training": training, "program": program, "workers": machines}
     content |= {"tag": secrets.token_hex(8), "predicted_s": predicted_s}
     limits = {"timeout_s": 3 * predicted_s + options.timeout, "silence_s": options.timeout}
     files.save(files.parse(Jobs, content | limits, "jobs"), options.output)

@@ -35,8 +35,6 @@ def given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | No
     """The plan of ``--plan``, if any, and the execution. Raises InputError where options need it or are useless."""
     execution = EXECUTIONS[options.execution]
     if options.plan is None:
-        if execution.activation_encoding != "float32":
-            raise InputError(f"--execution {options.execution}: needs --plan; the solver knows no 8-bit activations")
         return None, execution
     if useless := constraints(options):
         raise InputError(f"{useless[0]}: has no effect with --plan, which is not searched for")

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Accelerator, WorkerProfile
+from hiertrain.program.actions import WorkerProgram
 from hiertrain.values import BatchSize, Count, MemoryBytes, Name, Port, PositiveCount, PositiveSeconds, Threads, Value
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
 
@@ -51,7 +51,7 @@ class ProbeJob(Value):
 
 
 class TrainJob(Value):
-    """Train by a plan. ``links`` are the emulated links from this worker, ``pace`` its emulated speed."""
+    """Train by a program. ``links`` are the emulated links from this worker, ``pace`` its emulated speed."""
 
     kind: Literal["train"] = "train"
     group: Group
@@ -60,8 +60,7 @@ class TrainJob(Value):
     threads: Threads
     accelerator: Accelerator = "cpu"
     training: Training
-    plan: Plan
-    execution: Execution
+    program: WorkerProgram
 
 
 class RivalJob(Value):

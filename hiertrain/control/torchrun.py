@@ -3,9 +3,8 @@
 from pydantic import Field, model_validator
 
 from hiertrain.control.jobs import Group, TrainJob
-from hiertrain.problem.execution import Execution
-from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Accelerator
+from hiertrain.program.actions import Program
 from hiertrain.values import MOST_WORKERS, Name, PositiveSeconds, Threads, Value
 from hiertrain.workload.spec import Training
 
@@ -21,11 +20,8 @@ class Jobs(Value):
     """A training whose workers are started by hand, nothing emulated: the content of ``jobs.json``, one for all."""
 
     training: Training
-    plan: Plan
-    execution: Execution
-    workers: dict[Name, Machine] = Field(
-        max_length=MOST_WORKERS
-    )  # the plan's participants; a worker's rank is its place here
+    program: Program
+    workers: dict[Name, Machine] = Field(max_length=MOST_WORKERS)  # the program's; a worker's rank is its place here
     tag: Name  # see Group; random, so that nobody else on the network has set its keys in the store beforehand
     predicted_s: PositiveSeconds  # per iteration, to be shown beside what is measured
     timeout_s: PositiveSeconds  # see Group
@@ -33,9 +29,9 @@ class Jobs(Value):
 
     @model_validator(mode="after")
     def _workers_are_the_participants(self) -> "Jobs":
-        if tuple(self.workers) != self.plan.participants:
+        if set(self.workers) != set(self.program.actions):
             raise ValueError(
-                f"workers {', '.join(self.workers)}: must be {', '.join(self.plan.participants)}, as in the plan"
+                f"workers {', '.join(self.workers)}: must be {', '.join(self.program.actions)}, as in the program"
             )
         return self
 
@@ -54,6 +50,5 @@ class Jobs(Value):
             threads=self.workers[name].threads,
             accelerator=self.workers[name].accelerator,
             training=self.training,
-            plan=self.plan,
-            execution=self.execution,
+            program=self.program.part(name),
         )

@@ -6,7 +6,9 @@ box is a lower bound on all its plans; for a box of a single plan it is that pla
 bytes. Arrays have the shape (k, P), for the k workers of the tree in its order and P boxes, or (P,) for one worker.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,9 @@ from numpy.typing import NDArray
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, bends_of
 from hiertrain.problem.tree import Tree
+from hiertrain.program.actions import Op
+from hiertrain.program.passes import template_of
+from hiertrain.program.template import After, Boundary, Message, Pass, Update
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -60,14 +65,6 @@ class _Lines:
 
 
 @dataclass(frozen=True)
-class _Message:
-    """What one worker sends to another: when it is ready, and its bytes; both (P,)."""
-
-    ready: Floats
-    size: Floats
-
-
-@dataclass(frozen=True)
 class _Way:
     """One direction between two workers: seconds, seconds per byte, and the bytes that pass at once after a pause."""
 
@@ -75,14 +72,13 @@ class _Way:
     byte_s: float
     burst_bytes: float
 
-    def arrival(self, messages: list[_Message]) -> Floats:
-        """Equation (6)."""
-        arrival, size = messages[-1].ready, 0.0
-        for message in reversed(messages):
-            size = size + message.size
-            excess = np.maximum(size - self.burst_bytes, 0.0) if self.burst_bytes else size
-            arrival = np.maximum(arrival, message.ready + self.byte_s * excess)
-        return np.where(messages[-1].size > 0, arrival + self.latency_s, messages[-1].ready)
+
+class _Stages(NamedTuple):
+    """The stages of one worker's pass: children shallowest first, where each begins and ends, and its samples."""
+
+    order: Integers  # (c, P), as indices into the tree's children
+    cuts: Integers  # (c + 2, P), from 0 to the worker's own depth
+    samples: Integers  # (c + 1, P)
 
 
 def _segments(per_layer: list[float]) -> Floats:
@@ -118,17 +114,25 @@ class Evaluator:
 
     def __init__(self, problem: Problem, tree: Tree) -> None:
         chain = problem.profile.chain
-        times = [problem.profile.worker(name).layers for name in tree.workers]
-        links = [(name, tree.workers[parent]) for name, parent in zip(tree.workers, tree.parents, strict=True)][1:]
         self.problem, self.tree, self.depth = problem, tree, chain.depth
-        self.forward = [_lines([layer.forward for layer in layers]) for layers in times]
-        self.backward = [_lines([layer.backward for layer in layers]) for layers in times]
-        self.update_s = min(problem.profile.worker(tree.workers[0]).update_s, LONGEST_S)
-        others = [(problem.data_holder, name) for name in tree.workers if name != problem.data_holder]
-        pairs = {*links, *((parent, name) for name, parent in links), *others}
-        self.ways = {(source, target): _way(problem, source, target) for source, target in pairs}
-        # Who computes the loss sends no activations.
-        self.output_bytes = np.array([0.0, *(layer.output_bytes for layer in chain.layers[:-1]), 0.0])
+        self.template = template_of(tree, chain, problem.data_holder, problem.execution)
+        times = {name: problem.profile.worker(name) for name in tree.workers}
+        self.costs = {
+            (op, name): _lines([getattr(layer, op) for layer in own.layers])
+            for name, own in times.items()
+            for op in (Op.FORWARD, Op.BACKWARD)
+        }
+        self.update_s = {name: min(own.update_s, LONGEST_S) for name, own in times.items()}
+        messages = {number: task for number, task in enumerate(self.template.tasks) if isinstance(task, Message)}
+        self.ways = {pair: _way(problem, *pair) for pair in {(task.source, task.target) for task in messages.values()}}
+        # Several messages are of one size, each of which is computed once.
+        sizes = {number: (task.boundary, task.origins, task.size) for number, task in messages.items()}
+        first = {size: number for number, size in reversed(sizes.items())}
+        self.size_as = {number: first[size] for number, size in sizes.items()}
+        self.bytes_at = {
+            number: (np.array(task.size.fixed, dtype=float), np.array(task.size.each, dtype=float))
+            for number, task in messages.items()
+        }
         self.prefix_bytes = np.array(chain.parameter_prefix_bytes, dtype=float)
         kept = [float(layer.activation_bytes or 0) for layer in chain.layers]
         self.activations = _Lines(_segments([0.0] * chain.depth), (), (_segments(kept),))
@@ -141,37 +145,32 @@ class Evaluator:
         """
         size = boxes.depths.shape[1]
         passes = [slice(start, start + PASS_LIMIT) for start in range(0, size, PASS_LIMIT)]
-        return np.concatenate([np.empty(0), *(_Pass(self, boxes.take(part)).bounds_s() for part in passes)])
+        return np.concatenate([np.empty(0), *(_Evaluation(self, boxes.take(part)).bounds_s() for part in passes)])
 
 
-class _Pass:
-    """One evaluation: the least samples of each step, then the equations of ``closed_form`` in their order."""
+class _Evaluation:
+    """One evaluation: the least samples of each step, then the tasks of the template in their order."""
 
     def __init__(self, evaluator: Evaluator, boxes: Boxes) -> None:
-        self.at, self.tree, self.boxes = evaluator, evaluator.tree, boxes
+        self.at, self.tree, self.boxes = evaluator, evaluator.template.tree, boxes
+        workers = self.tree.workers
+        self.depth: dict[Boundary, Integers] = dict(zip(workers, boxes.depths, strict=True))
+        self.depth[None] = np.zeros_like(boxes.depths[0])
         low = [boxes.low[list(members)].sum(axis=0) for members in self.tree.subtrees]
         high = [boxes.high[list(members)].sum(axis=0) for members in self.tree.subtrees]
         self.low, self.high = np.array(low), np.array(high)
-        self.own = self._least(boxes.low, boxes.high)
-        self.carried = self._least(self.low, self.high)
-        self.raw_bytes = self.own * float(evaluator.problem.sample_bytes)
-        self.activation_bytes = self.carried * evaluator.output_bytes[boxes.depths]
-        self.parameter_bytes = evaluator.prefix_bytes[boxes.depths]
-        self.merges = boxes.depths < evaluator.depth  # others compute the loss themselves
         self.enough = np.ones(boxes.depths.shape[1], dtype=bool)  # whether each layer may have samples enough
-        stages = [self._stages(position) for position in range(len(self.tree.workers))]
-        self.order, self.cuts, self.samples = zip(*stages, strict=True)
+        self.stages = {name: self._stages(position) for position, name in enumerate(workers)}
+        self.sizes: dict[int, Floats] = {}
+        self.ready: dict[int, Floats] = {}  # of messages
+        self.passed: dict[tuple[int, Boundary], Floats] = {}  # when each task has passed each of its boundaries
 
     def _least(self, low: Integers, high: Integers) -> Integers:
         """The least number of samples of a group of workers: what all others together can at most take is missing."""
         return np.maximum(low, self.at.problem.batch_size - (self.high[0] - high))
 
-    def _stages(self, position: int) -> tuple[Integers, Integers, Integers]:
-        """How a worker's pass over its layers is cut by its c children, shallowest first.
-
-        Their order (c, P), as indices into the tree's children; the depths (c + 2, P) at which stages begin and end,
-        from 0 to its own; and the samples (c + 1, P) of each stage.
-        """
+    def _stages(self, position: int) -> _Stages:
+        """How a worker's pass over its layers is cut by its c children."""
         children = list(self.tree.children[position])
         order = np.argsort(self.boxes.depths[children], axis=0, kind="stable")
 
@@ -180,7 +179,7 @@ class _Pass:
 
         own = [self.boxes.depths[position]]
         cuts = np.concatenate([np.zeros_like(own), ordered(self.boxes.depths), own])
-        merges = ordered(self.merges.astype(int))
+        merges = cuts[1:-1] < self.at.depth  # others compute the loss themselves
         low = np.cumsum(np.concatenate([self.boxes.low[[position]], ordered(self.low) * merges]), axis=0)
         high = np.cumsum(np.concatenate([self.boxes.high[[position]], ordered(self.high) * merges]), axis=0)
         least = self._least(low, high)
@@ -188,79 +187,84 @@ class _Pass:
             needed = np.where(least > 0, np.maximum(least, self.at.least_samples[cuts[:-1], cuts[1:]]), least)
             self.enough &= (needed <= high).all(axis=0)
             least = needed
-        return order, cuts, least
+        return _Stages(order, cuts, least)
 
     def bounds_s(self) -> Floats:
-        """Equation (5)."""
-        forward = self._forward()
-        backward, leaves = self._backward(forward)
-        updated = self._gradients(forward, backward)[0] + self.at.update_s
-        return np.where(self._fits(), self._weights(0, updated, leaves), np.inf)
+        """The latest end of all tasks."""
+        for number, task in enumerate(self.at.template.tasks):
+            match task:
+                case Pass():
+                    self._pass(number, task)
+                case Message():
+                    self.ready[number] = self._ready(task.after)
+                    self.passed[number, None] = self._arrival(number, task)
+                case Update():
+                    self.passed[number, None] = self._ready(task.after) + self.at.update_s[task.worker]
+        end = self._ready(tuple(After(number) for number in self.at.template.last))
+        return np.where(self._fits(), end, np.inf)
 
-    def _forward(self) -> list[Floats]:
-        """Equations (1) and (2) for each worker."""
-        ends = [np.empty(0)] * len(self.tree.workers)
-        for position, name in reversed(list(enumerate(self.tree.workers))):
-            line, cuts, samples = self.at.forward[position], self.cuts[position], self.samples[position]
-            arrivals = np.array(
-                [
-                    self._arrival(child, position, _Message(ends[child], self.activation_bytes[child]))
-                    * self.merges[child]
-                    for child in self.tree.children[position]
-                ]
-            )
-            now = np.zeros_like(self.raw_bytes[position])
-            if name != self.at.problem.data_holder:
-                now = self.at.ways[self.at.problem.data_holder, name].arrival([_Message(now, self.raw_bytes[position])])
-            for stage, child in enumerate(self.order[position]):
-                now = now + line.at(cuts[stage], cuts[stage + 1], samples[stage])
-                now = np.maximum(now, np.take_along_axis(arrivals, child[np.newaxis], axis=0)[0])
-            ends[position] = now + line.at(cuts[-2], cuts[-1], samples[-1])
-        return ends
+    def _ready(self, afters: Iterable[After]) -> Floats:
+        """When the last of what is waited for has passed."""
+        ready = np.zeros(self.boxes.depths.shape[1])
+        for after in afters:
+            passed = self.passed[after.task, after.left]
+            awaited = self.at.template.tasks[after.task]
+            if isinstance(awaited, Message) and awaited.deepest < self.at.depth:
+                passed = passed * (self.depth[awaited.boundary] <= awaited.deepest)
+            ready = np.maximum(ready, passed)
+        return ready
 
-    def _backward(self, forward: list[Floats]) -> tuple[list[Floats], list[_Message]]:
-        """Equation (3): the end of each worker's backward pass, and the gradient of its activations on its parent."""
-        starts, ends = list(forward), list(forward)
-        gradients = [_Message(np.empty(0), np.empty(0))] * len(ends)
-        for position, children in enumerate(self.tree.children):
-            line, cuts, samples = self.at.backward[position], self.cuts[position], self.samples[position]
-            now, leaves = starts[position], np.zeros((len(children), len(self.own[0])))
-            for stage, child in reversed(list(enumerate(self.order[position]))):
-                now = now + line.at(cuts[stage + 1], cuts[stage + 2], samples[stage + 1])
-                np.put_along_axis(leaves, child[np.newaxis], now[np.newaxis], axis=0)
-            ends[position] = now + line.at(cuts[0], cuts[1], samples[0])
-            for child, leave in zip(children, leaves, strict=True):
-                gradients[child] = _Message(leave, self.activation_bytes[child])
-                arrival = self._arrival(position, child, gradients[child])
-                starts[child] = np.maximum(forward[child], arrival * self.merges[child])
-        return ends, gradients
+    def _pass(self, number: int, task: Pass) -> None:
+        """A pass, stage by stage between the depths of its children."""
+        order, cuts, samples = self.stages[task.worker]
+        children = self.tree.children_of[task.worker]
+        line = self.at.costs[task.op, task.worker]
+        now = self._ready(after for after in task.after if after.at == task.start)
+        inside = [after for after in task.after if after.at != task.start]
+        taken = np.array([self._ready(after for after in inside if after.at == child) for child in children])
+        left = np.zeros((len(children), len(now)))
+        stages = list(range(len(cuts) - 1))
+        forward = task.op == Op.FORWARD
+        for stage in stages if forward else reversed(stages):
+            now = now + line.at(cuts[stage], cuts[stage + 1], samples[stage])
+            cut = stage if forward else stage - 1
+            if 0 <= cut < len(children):
+                child = order[cut][np.newaxis]
+                if inside:
+                    now = np.maximum(now, np.take_along_axis(taken, child, axis=0)[0])
+                np.put_along_axis(left, child, now[np.newaxis], axis=0)
+        self.passed[number, task.end] = now
+        self.passed |= {(number, child): leave for child, leave in zip(children, left, strict=True)}
 
-    def _gradients(self, forward: list[Floats], backward: list[Floats]) -> list[Floats]:
-        """Equation (4): when each worker has the summed gradients of its subtree."""
-        ends = list(backward)
-        for child in reversed(range(1, len(ends))):
-            activations = _Message(forward[child], self.activation_bytes[child])
-            gradients = _Message(ends[child], self.parameter_bytes[child])
-            parent = self.tree.parents[child]
-            ends[parent] = np.maximum(ends[parent], self._arrival(child, parent, activations, gradients))
-        return ends
+    def _size(self, number: int) -> Floats:
+        """Bytes of a message, at the least."""
+        number = self.at.size_as[number]
+        if number not in self.sizes:
+            message, (fixed, each) = self.at.template.tasks[number], self.at.bytes_at[number]
+            assert isinstance(message, Message)
+            members = [self.tree.workers.index(name) for name in message.origins]
+            samples = self._least(self.boxes.low[members].sum(axis=0), self.boxes.high[members].sum(axis=0))
+            boundary, size = self.depth[message.boundary], np.zeros(len(samples))
+            if each.any():
+                size = size + each[boundary] * samples
+            if fixed.any():
+                size = size + fixed[boundary] * (samples > 0)
+            self.sizes[number] = size
+        return self.sizes[number]
 
-    def _weights(self, position: int, ready: Floats, gradients: list[_Message]) -> Floats:
-        """When the last of the subtree has the new weights, which its root has when ``ready``."""
-        end = ready
-        for child in self.tree.children[position]:
-            weights = _Message(ready, self.parameter_bytes[child])
-            arrival = self._arrival(position, child, gradients[child], weights)
-            end = np.maximum(end, self._weights(child, arrival, gradients))
-        return end
+    def _arrival(self, number: int, message: Message) -> Floats:
+        """When a message arrives, behind all before it on its lane: the rule of ``Network``, unrolled.
 
-    def _arrival(self, source: int, target: int, *messages: _Message) -> Floats:
-        """When the last of all messages so far between two positions arrives: first leave the raw samples, if any."""
-        names = self.tree.workers[source], self.tree.workers[target]
-        sent = list(messages)
-        if names[0] == self.at.problem.data_holder:
-            sent.insert(0, _Message(np.zeros_like(self.raw_bytes[target]), self.raw_bytes[target]))
-        return self.at.ways[names].arrival(sent)
+        latency + max over k of (ready_k + max(0, 8 (x_k + .. + x_last) / bandwidth - credit)); an empty one when it is
+        ready.
+        """
+        way = self.at.ways[message.source, message.target]
+        arrival, size = self.ready[number], np.zeros(1)
+        for earlier in (number, *reversed(self.at.template.queued[number])):
+            size = size + self._size(earlier)
+            excess = np.maximum(size - way.burst_bytes, 0.0) if way.burst_bytes else size
+            arrival = np.maximum(arrival, self.ready[earlier] + way.byte_s * excess)
+        return np.where(self._size(number) > 0, arrival + way.latency_s, self.ready[number])
 
     def _fits(self) -> Mask:
         """Whether each box may keep the memory limits, and give each layer samples enough."""
@@ -268,7 +272,7 @@ class _Pass:
         for position, name in enumerate(self.tree.workers):
             limit = self.at.problem.memory_limit_bytes.get(name)
             if limit is not None:
-                cuts, samples = self.cuts[position], self.samples[position]
+                _, cuts, samples = self.stages[name]
                 kept = (4 if position == 0 else 2) * self.at.prefix_bytes[cuts[-1]]
                 kept = kept + self.at.activations.at(cuts[:-1], cuts[1:], samples).sum(axis=0)
                 fits &= kept <= limit

@@ -1,13 +1,16 @@
-"""The cost model's closed form: one function per equation, for ``Execution.paper()`` and other encodings.
+"""The cost model's closed form: one function per equation, for ``Execution.paper()``, to be read beside the paper.
 
 F_w, D_w and T of the paper's optimization stage, written for any rooted tree of workers. All results in seconds
+from hiertrain.problem.execution import Execution
 from the start of the iteration. ``simulate`` times the compiled program instead; a test holds the two together.
 """
 
 from typing import NamedTuple
 
+from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
+from hiertrain.values import InputError
 
 
 class Message(NamedTuple):
@@ -21,7 +24,7 @@ def input_s(problem: Problem, plan: Plan, worker: str) -> float:
     """(1) When the raw samples of ``worker`` have arrived from the data holder."""
     if worker == plan.data_holder:
         return 0.0
-    raw_bytes = plan.workers[worker].samples * problem.sample_bytes
+    raw_bytes = plan.workers[worker].samples * problem.profile.sample_bytes
     return problem.network.message_s(plan.data_holder, worker, raw_bytes)
 
 
@@ -75,7 +78,12 @@ def weights_end_s(problem: Problem, plan: Plan, worker: str, ready_s: float) -> 
 
 
 def iteration_s(problem: Problem, plan: Plan) -> float:
-    """(5) T: one iteration. Raises InputError when the plan does not fit the problem's model, workers or links."""
+    """(5) T: one iteration of the paper's execution.
+
+    Raises InputError when the problem has another one, or the plan does not fit its model, workers or links.
+    """
+    if problem.execution != Execution.paper():
+        raise InputError(f"closed form: is of the paper's execution alone, not of {problem.execution}; simulate it")
     check_plan(plan, problem.profile.chain)
     updated_s = gradients_end_s(problem, plan, plan.root) + problem.profile.worker(plan.root).update_s
     return weights_end_s(problem, plan, plan.root, updated_s)
@@ -118,7 +126,7 @@ def _activation_bytes(problem: Problem, plan: Plan, child: str) -> int:
     depth, chain = plan.workers[child].depth, problem.profile.chain
     if depth == chain.depth:
         return 0
-    return problem.execution.activation_bytes(chain.output_bytes(depth), plan.carried[child])
+    return plan.carried[child] * chain.output_bytes(depth)
 
 
 def _parameter_bytes(problem: Problem, plan: Plan, worker: str) -> int:
@@ -132,7 +140,7 @@ def _arrival_s(problem: Problem, plan: Plan, source: str, target: str, *messages
     credit)). A source that holds the data has sent the raw samples first, at 0.
     """
     if source == plan.data_holder:
-        messages = (Message(0.0, plan.workers[target].samples * problem.sample_bytes), *messages)
+        messages = (Message(0.0, plan.workers[target].samples * problem.profile.sample_bytes), *messages)
     arrival_s, last_bytes = messages[-1]
     if not last_bytes:
         return arrival_s

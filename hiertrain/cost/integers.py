@@ -7,6 +7,7 @@ what needs them and cannot overflow. Sizes of memory are in bytes.
 """
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ from hiertrain.cost.bounds import LONGEST_S, Floats, Integers
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import bends_of
 from hiertrain.problem.tree import Tree
+from hiertrain.program.actions import Op
+from hiertrain.program.passes import template_of
+from hiertrain.program.template import Message, Template
 
 # Times that differ by a smaller share than this are the same to the solver.
 TIE = 5e-7
@@ -23,8 +27,8 @@ LARGEST_SUM = 2**61
 
 
 @dataclass(frozen=True)
-class Way:
-    """One direction between two workers, for N depths of the child. Latencies count units, what is sent grains.
+class Sent:
+    """A message of the template, by the boundary 0..N that it belongs to. Latencies count units, sizes grains.
 
     A grain is a unit, or a byte where a credit in units would be too large. A message of t grains on an idle link takes
     latency + grain * max(0, t - credit).
@@ -32,34 +36,28 @@ class Way:
 
     grain: int  # in units
     credit: int  # what passes at once after a pause
-    raw_latency: int
-    raw: int  # per raw sample, where the source holds the data; else 0
-    activation_latency: Integers  # (N,): the same for their gradients; nothing is sent at depth N
-    activations: Integers  # (N,): per sample
-    parameter_latency: Integers  # (N,): the same for their gradients
-    parameters: Integers  # (N,)
-    idle_parameters: Integers  # (N,): units of the whole message on an idle link
+    latency: Integers  # (N + 1,): where anything is sent
+    fixed: Integers  # (N + 1,): of any samples
+    each: Integers  # (N + 1,): per sample
+    idle: Integers  # (N + 1,): units of the fixed part on an idle link, latency included
 
 
 @dataclass(frozen=True)
 class IntegerCosts:
-    """Whole units of time; k workers in the tree's order, N layers. The root is its own parent.
+    """Whole units of time; k workers in the tree's order, N layers.
 
-    ``*_fixed`` is due once where there are samples, ``*_each`` for each sample. A layer whose costs bend has several
+    ``fixed`` is due once where there are samples, ``each`` for each sample. A layer whose costs bend has several
     entries there, one for the samples of each piece.
     """
 
     unit_s: float
     limit: int  # of the time of an iteration: longer ones are of no use
+    template: Template
     bends: list[list[list[int]]]  # (k, N): the numbers of samples at which a piece of the layer's costs ends
-    forward_fixed: Integers  # (k, N)
-    forward_each: list[Integers]  # (k,), each of N and the worker's bends
-    backward_fixed: Integers
-    backward_each: list[Integers]
-    input: list[Way]  # (k,): from the data holder
-    up: list[Way]  # (k,): to the parent
-    down: list[Way]  # (k,): from the parent
-    update: int
+    fixed: dict[tuple[Op, str], Integers]  # by operation and worker; (N,)
+    each: dict[tuple[Op, str], Integers]  # (N and the worker's bends,)
+    update: dict[str, int]  # by worker
+    sent: dict[int, Sent]  # by the message's place in the template
 
 
 def _lost(problem: Problem, tree: Tree) -> int:
@@ -87,34 +85,33 @@ def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -
         for worker in workers
     ]
 
-    def fixed(step: str) -> Integers:
-        times = np.array([[getattr(layer, step).fixed_s for layer in worker] for worker in workers])
-        return _whole(times, unit_s, limit + 1)
+    def whole(times_s: list[float]) -> Integers:
+        return _whole(np.array(times_s), unit_s, limit + 1)
 
-    def each(step: str) -> list[Integers]:
-        slopes = [
-            [getattr(layer, step).slope_s(n) for layer, ends in zip(worker, own, strict=True) for n in (0, *ends)]
-            for worker, own in zip(workers, bends, strict=True)
-        ]
-        return [_whole(np.array(own), unit_s, limit + 1) for own in slopes]
-
-    def way(source: str, target: str) -> Way:
-        return _way(problem, source, target, unit_s, limit, LARGEST_SUM // _lost(problem, tree))
-
-    parents = [tree.workers[max(parent, 0)] for parent in tree.parents]
-    pairs = list(zip(tree.workers, parents, strict=True))
+    fixed, each = {}, {}
+    for name, worker, ends in zip(tree.workers, workers, bends, strict=True):
+        for op in (Op.FORWARD, Op.BACKWARD):
+            costs = [getattr(layer, op) for layer in worker]
+            fixed[op, name] = whole([cost.fixed_s for cost in costs])
+            each[op, name] = whole([cost.slope_s(n) for cost, own in zip(costs, ends, strict=True) for n in (0, *own)])
+    template = template_of(tree, problem.profile.chain, problem.data_holder, problem.execution)
+    messages = {number: task for number, task in enumerate(template.tasks) if isinstance(task, Message)}
+    most_bytes: dict[tuple[str, str], int] = defaultdict(int)  # more credit than that is of no use
+    for task in messages.values():
+        most_bytes[task.source, task.target] += problem.batch_size * max(task.size.each) + max(task.size.fixed)
+    largest = LARGEST_SUM // _lost(problem, tree)
     return IntegerCosts(
         unit_s=unit_s,
         limit=limit,
+        template=template,
         bends=bends,
-        forward_fixed=fixed("forward"),
-        forward_each=each("forward"),
-        backward_fixed=fixed("backward"),
-        backward_each=each("backward"),
-        input=[way(problem.data_holder, name) for name in tree.workers],
-        up=[way(name, parent) for name, parent in pairs],
-        down=[way(parent, name) for name, parent in pairs],
-        update=int(_whole(np.array(problem.profile.worker(tree.workers[0]).update_s), unit_s, limit + 1)),
+        fixed=fixed,
+        each=each,
+        update={name: int(whole([problem.profile.worker(name).update_s])[0]) for name in tree.workers},
+        sent={
+            number: _sent(problem, task, most_bytes[task.source, task.target], unit_s, limit, largest)
+            for number, task in messages.items()
+        },
     )
 
 
@@ -124,38 +121,27 @@ def _whole(amounts: Floats, unit: float, most: int) -> Integers:
         return np.floor(np.minimum(amounts / unit, most)).astype(np.int64)
 
 
-def _way(problem: Problem, source: str, target: str, unit_s: float, limit: int, largest: int) -> Way:
-    """The way between two workers; ``largest``: of the credit in units. A worker reaches itself at no cost."""
-    chain = problem.profile.chain
-    outputs = np.array([*(layer.output_bytes for layer in chain.layers[:-1]), 0.0])
-    parameters = np.array(chain.parameter_prefix_bytes[1:], dtype=float)
-    raw = np.array(float(problem.sample_bytes))
-    latency_s = byte_s = burst_bytes = 0.0
-    if source != target:
-        link = problem.network.link(source, target)
-        latency_s, byte_s = min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S)
-        # More than all that is ever sent is of no use.
-        all_bytes = problem.batch_size * (raw + outputs.max()) + parameters[-1]
-        burst_bytes = min(link.burst_bytes, float(all_bytes))
-    latency = int(_whole(np.array(latency_s), unit_s, limit + 1))
+def _sent(problem: Problem, message: Message, most_bytes: int, unit_s: float, limit: int, largest: int) -> Sent:
+    """A message in whole numbers; ``most_bytes``: that its lane ever carries; ``largest``: of the credit in units."""
+    fixed, each = np.array(message.size.fixed, dtype=float), np.array(message.size.each, dtype=float)
+    link = problem.network.link(message.source, message.target)
+    latency_s, byte_s = min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S)
+    burst_bytes = min(link.burst_bytes, float(most_bytes))
     in_bytes = burst_bytes * byte_s / unit_s > largest
     grain = int(_whole(np.array(byte_s), unit_s, limit + 1)) if in_bytes else 1
     # The credit is rounded up, so that the time is not.
     credit = math.ceil(burst_bytes if in_bytes else burst_bytes * byte_s / unit_s)
 
-    def sent(sizes: Floats) -> Integers:
+    def grains(sizes: Floats) -> Integers:
         amounts, unit = (sizes, 1.0) if in_bytes else (sizes * byte_s, unit_s)
         return _whole(amounts, unit, limit // grain + credit + 1)
 
-    idle_s = latency_s * (parameters > 0) + byte_s * np.maximum(parameters - burst_bytes, 0.0)
-    return Way(
+    idle_s = latency_s * (fixed > 0) + byte_s * np.maximum(fixed - burst_bytes, 0.0)
+    return Sent(
         grain=grain,
         credit=credit,
-        raw_latency=latency,
-        raw=int(sent(raw)) * (source == problem.data_holder),
-        activation_latency=latency * (outputs > 0),
-        activations=sent(outputs),
-        parameter_latency=latency * (parameters > 0),
-        parameters=sent(parameters),
-        idle_parameters=_whole(idle_s, unit_s, limit + 1),
+        latency=int(_whole(np.array(latency_s), unit_s, limit + 1)) * ((fixed > 0) | (each > 0)),
+        fixed=grains(fixed),
+        each=grains(each),
+        idle=_whole(idle_s, unit_s, limit + 1),
     )

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from hiertrain.control.jobs import Rival
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
+from hiertrain.program.simulator import iteration_s
 from hiertrain.testbeds.session import Testbed
 from hiertrain.training.pytorch_baselines import train_as_rival
 from hiertrain.training.run import TrainingRun

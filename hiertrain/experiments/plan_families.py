@@ -9,9 +9,9 @@ from itertools import product
 
 import numpy as np
 
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.plan import Assignment, Plan, misfit
 from hiertrain.problem.problem import Problem
+from hiertrain.program.simulator import iteration_s
 
 SHARES = 4  # own samples are multiples of this fraction of the mini-batch
 DEPTHS = 8  # at most so many depths are tried per worker

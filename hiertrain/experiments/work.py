@@ -17,7 +17,7 @@ from hiertrain.experiments.grid import Case, Emulated, Setting, settings_at
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.problem import Problem
-from hiertrain.program.actions import SENDS, Kind
+from hiertrain.program.actions import Op, Role
 from hiertrain.program.compiler import compile_plan
 from hiertrain.results.records import recall, remembered
 from hiertrain.results.tables import timeline_table
@@ -59,10 +59,10 @@ def effective_execution(policy: Policy) -> Execution:
     """How the policy's plan is executed, without encodings that nothing travels in."""
     execution = policy.problem.execution
     program = compile_plan(policy.plan, policy.problem.profile.chain, execution)
-    kinds = {action.kind for own in program.actions.values() for action in own}
-    if Kind.SEND_SAMPLES not in kinds:
+    roles = {action.role for own in program.actions.values() for action in own}
+    if Role.SAMPLES not in roles:
         execution = execution.model_copy(update={"sample_encoding": "uint8"})
-    if Kind.SEND_ACTIVATIONS not in kinds:
+    if Role.ACTIVATIONS not in roles:
         execution = execution.model_copy(update={"activation_encoding": "float32"})
     return execution
 
@@ -77,7 +77,7 @@ def work_parameters(settings: Emulated, setting: Setting, policy: Policy) -> dic
     program = compile_plan(plan, profile.chain, policy.problem.execution)
     actions = [(worker, action) for worker, own in program.actions.items() for action in own]
     computing = sorted({worker for worker, action in actions if action.peer is None})
-    used = {(worker, action.peer) for worker, action in actions if action.kind in SENDS}
+    used = {(worker, action.peer) for worker, action in actions if action.op == Op.SEND}
     return {
         "testbed": settings.kind,
         "model": setting.model,

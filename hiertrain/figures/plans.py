@@ -27,7 +27,7 @@ from hiertrain.figures.style import (
     say_source,
     use_style,
 )
-from hiertrain.program.actions import RECEIVES, SENDS, Kind
+from hiertrain.program.actions import Op
 
 TITLE_CHARACTERS = 48  # that fit above a panel
 
@@ -56,7 +56,7 @@ def plot_timeline(df: pd.DataFrame, by: str = "source") -> Figure:
             ax.tick_params(labelbottom=ax is axes[-1])
         axes[-1].set_xlabel("time in the iteration (ms)")
         shown: dict[str, Artist] = {
-            "waiting" if kind in RECEIVES else kind: Patch(color=ACTION_COLOURS[Kind(kind)])
+            "waiting" if kind.startswith(Op.RECEIVE) else kind: Patch(color=ACTION_COLOURS[kind])
             for kind in df["kind"].unique()
         }
         if _unseen(df).any():
@@ -152,25 +152,25 @@ def plot_errors(df: pd.DataFrame, by: str, source: Source, limit: float | None =
 def _unseen(spans: pd.DataFrame) -> pd.Series:
     """Which spans are sends whose message came before its receiver asked for it."""
     observed = spans["source"] != "predicted"
-    return observed & spans["kind"].isin(SENDS) & (spans["start_ms"] == spans["end_ms"])
+    return observed & spans["kind"].str.startswith(Op.SEND) & (spans["start_ms"] == spans["end_ms"])
 
 
 def _draw_spans(ax: Axes, spans: pd.DataFrame, lanes: Sequence[tuple[str, str]]) -> None:
     """One horizontal bar per span; waiting is drawn first so that it hides nothing."""
     rows: Mapping[tuple[str, str], int] = {lane: row for row, lane in enumerate(lanes)}
-    waiting = spans["kind"].isin(RECEIVES)
+    waiting = spans["kind"].str.startswith(Op.RECEIVE)
     for part in (spans[waiting], spans[~waiting]):
         ax.barh(
             [rows[lane] for lane in zip(part["worker"], part["lane"], strict=True)],
             part["end_ms"] - part["start_ms"],
             left=part["start_ms"],
             height=0.8,
-            color=[ACTION_COLOURS[Kind(kind)] for kind in part["kind"]],
+            color=[ACTION_COLOURS[kind] for kind in part["kind"]],
             edgecolor="white",
             linewidth=0.2,
         )
     for _, span in spans[_unseen(spans)].iterrows():
-        row, colour = rows[span["worker"], span["lane"]], ACTION_COLOURS[Kind(span["kind"])]
+        row, colour = rows[span["worker"], span["lane"]], ACTION_COLOURS[span["kind"]]
         ax.plot(span["start_ms"], row, "|", color=colour, markersize=9, markeredgewidth=1.5)
     ax.set_yticks(range(len(lanes)), [f"{worker} {lane}" for worker, lane in lanes])
     ax.set_ylim(len(lanes) - 0.5, -0.5)

@@ -21,7 +21,7 @@ from PIL.Image import open as open_image
 
 from hiertrain import files
 from hiertrain.paths import RESULTS
-from hiertrain.program.actions import RECEIVES, Kind
+from hiertrain.program.actions import Op, Role
 from hiertrain.results.records import run_folder
 from hiertrain.values import InputError
 
@@ -34,16 +34,17 @@ SHOWN_PX = 640  # wide, in a notebook: letters of 7 points are then as large as 
 BLACK = "#000000"
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, _, _, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()
 SOURCE_COLOURS = {"predicted": ORANGE, "emulated": SKY, "measured": BLUE}
-ACTION_COLOURS = {
-    Kind.FORWARD: BLUE,
-    Kind.BACKWARD: VERMILION,
-    Kind.UPDATE: GREEN,
-    Kind.SEND_SAMPLES: GREY,
-    Kind.SEND_ACTIVATIONS: SKY,
-    Kind.SEND_ACTIVATION_GRADIENTS: ORANGE,
-    Kind.SEND_GRADIENTS: PURPLE,
-    Kind.SEND_WEIGHTS: YELLOW,
-    **dict.fromkeys(RECEIVES, "#E6E6E6"),  # the time that a receive lasts is time spent waiting
+ACTION_COLOURS = {  # by the label of the action
+    Op.FORWARD: BLUE,
+    Op.BACKWARD: VERMILION,
+    Op.UPDATE: GREEN,
+    f"{Op.SEND} {Role.SAMPLES}": GREY,
+    f"{Op.SEND} {Role.ACTIVATIONS}": SKY,
+    f"{Op.SEND} {Role.ACTIVATION_GRADIENTS}": ORANGE,
+    f"{Op.SEND} {Role.GRADIENTS}": PURPLE,
+    f"{Op.SEND} {Role.WEIGHTS}": YELLOW,
+    # The time that a receive lasts is time spent waiting.
+    **{f"{Op.RECEIVE} {role}": "#E6E6E6" for role in Role},
 }
 MODEL_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 # A policy has the same colour and dashes in every figure; the improved variant is the solid line of its colour.

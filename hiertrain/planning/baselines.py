@@ -10,13 +10,14 @@ from itertools import combinations, permutations
 import numpy as np
 
 from hiertrain.cost.bounds import Boxes, Evaluator, Floats
-from hiertrain.cost.closed_form import iteration_s, memory_bytes
+from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.cost.integers import TIE
 from hiertrain.planning.heuristic import Candidate
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
+from hiertrain.program.simulator import iteration_s
 from hiertrain.values import InputError
 
 
@@ -86,9 +87,7 @@ def _chain_plans(problem: Problem, order: tuple[str, ...]) -> list[Candidate]:
 
 
 def _bounds_s(problem: Problem, chain: list[Candidate]) -> Floats:
-    """Each plan's time, or a little less where activations travel with 8 bits; (P,), for plans of one tree."""
+    """Each plan's time; (P,), for plans of one tree."""
     evaluator = Evaluator(problem, chain[0].tree)
-    if problem.execution.activation_encoding == "uint8":
-        evaluator.output_bytes = evaluator.output_bytes / 4  # which it takes for float32; without the scale's bytes
     samples = np.array([candidate.samples for candidate in chain]).T
     return evaluator.bounds_s(Boxes(np.array([candidate.depths for candidate in chain]).T, samples, samples))

@@ -3,6 +3,7 @@
 See ``cost.integers`` for the units. Nothing but the wall clock, which is the user's limit, makes two runs differ.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -11,82 +12,87 @@ import numpy as np
 from ortools.sat.python import cp_model
 
 from hiertrain.cost.bounds import Boxes, Integers
-from hiertrain.cost.integers import IntegerCosts, Way, integer_costs
+from hiertrain.cost.integers import IntegerCosts, Sent, integer_costs
 from hiertrain.planning.heuristic import Candidate
 from hiertrain.planning.trees import ranges
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
+from hiertrain.program.template import After, Boundary, Message, Pass, Update
 
 # Deterministic seconds of the first attempt at a tree; each further one has twice as many, another seed, and boxes
 # halved further. Most proofs need less than a third of it; what needs more ends sooner by starting again.
 FIRST_SLICE = 0.25
 
 
+Expression = cp_model.LinearExpr | int
+
+
 @dataclass(frozen=True)
 class _Variables:
-    """One tree's model: k workers, in the tree's order, and N layers, layer i at index i - 1."""
+    """What a plan of one tree leaves open: k workers, in the tree's order, and N layers, layer i at index i - 1."""
 
     reaches: list[list[cp_model.IntVar]]  # d: the worker's depth is at least i
     samples: list[list[cp_model.IntVar]]  # n: samples that the worker computes in layer i
     computes: list[list[cp_model.IntVar]]  # y: 1 where n > 0
     pieces: list[list[list[cp_model.IntVar]]]  # of n, between two bends of the layer's costs; n itself without any
     merged: list[list[list[cp_model.IntVar]]]  # at least the parent's pieces in the layers beyond the worker's depth
-    forward: list[cp_model.IntVar]  # F: end of the forward pass
-    start: list[cp_model.IntVar]  # start of the backward pass
-    gradients: list[cp_model.IntVar]  # D: the subtree's gradients are summed
-    updated: list[cp_model.IntVar]  # the worker has the new weights
-    time: cp_model.IntVar  # T
 
 
 def _new_variables(
-    model: cp_model.CpModel, problem: Problem, tree: Tree, within: Boxes | None, costs: IntegerCosts | None
+    model: cp_model.CpModel, problem: Problem, tree: Tree, within: Boxes | None, bends: list[list[list[int]]]
 ) -> _Variables:
-    layers, size = problem.profile.chain.depth, len(tree.workers)
-    limit, bends = (costs.limit, costs.bends) if costs else (0, [[[]] * layers] * size)
+    layers = problem.profile.chain.depth
     depths, samples = ranges(problem, tree, within)
-    reaches = [
-        [
-            model.new_constant(int(layer <= first)) if not first < layer <= last else model.new_bool_var("")
+
+    def reaches(name: str, first: int, last: int) -> list[cp_model.IntVar]:
+        return [
+            model.new_constant(int(layer <= first))
+            if not first < layer <= last
+            else model.new_bool_var(f"{name} reaches {layer}")
             for layer in range(1, layers + 1)
         ]
-        for first, last in depths
-    ]
 
-    def counts(first: int, last: int) -> list[cp_model.IntVar]:
+    def counts(name: str, first: int, last: int) -> list[cp_model.IntVar]:
         return [
-            model.new_int_var(first, last, ""),
-            *(model.new_int_var(0, problem.batch_size, "") for _ in range(1, layers)),
+            model.new_int_var(first, last, f"samples of {name}"),
+            *(model.new_int_var(0, problem.batch_size, f"samples of {name} in {i}") for i in range(2, layers + 1)),
         ]
 
-    def pieces(ends: list[int]) -> list[cp_model.IntVar]:
-        return [model.new_int_var(0, b - a, "") for a, b in pairwise([0, *ends, problem.batch_size])]
+    def pieces(name: str, layer: int, ends: list[int]) -> list[cp_model.IntVar]:
+        return [
+            model.new_int_var(0, b - a, f"samples of {name} in {layer} above {a}")
+            for a, b in pairwise([0, *ends, problem.batch_size])
+        ]
 
-    def times() -> list[cp_model.IntVar]:
-        return [model.new_int_var(0, limit, "") for _ in range(size)]
-
-    own = [counts(first, last) for first, last in samples]
+    depth = [reaches(name, *own) for name, own in zip(tree.workers, depths, strict=True)]
+    own = [counts(name, *own) for name, own in zip(tree.workers, samples, strict=True)]
     return _Variables(
-        reaches=reaches,
+        reaches=depth,
         samples=own,
         pieces=[
-            [pieces(ends) if ends else [count] for count, ends in zip(row, rows, strict=True)]
-            for row, rows in zip(own, bends, strict=True)
+            [
+                pieces(name, i, ends) if ends else [count]
+                for i, (count, ends) in enumerate(zip(row, rows, strict=True), 1)
+            ]
+            for name, row, rows in zip(tree.workers, own, bends, strict=True)
         ],
         computes=[
-            [model.new_bool_var("") for _ in range(layers)] if tree.children[worker] else reaches[worker]
-            for worker in range(size)
+            [model.new_bool_var(f"{name} computes {i}") for i in range(1, layers + 1)] if children else row
+            for name, children, row in zip(tree.workers, tree.children, depth, strict=True)
         ],
-        merged=[[pieces(ends) for ends in bends[max(parent, 0)]] for parent in tree.parents],
-        forward=times(),
-        start=times(),
-        gradients=times(),
-        updated=times(),
-        time=model.new_int_var(0, limit, ""),
+        merged=[
+            [pieces(f"the parent of {name}", i, ends) for i, ends in enumerate(bends[max(parent, 0)], 1)]
+            for name, parent in zip(tree.workers, tree.parents, strict=True)
+        ],
     )
 
 
 def _weighted(variables: list[cp_model.IntVar], weights: Integers) -> cp_model.LinearExpr:
     return cast(cp_model.LinearExpr, cp_model.LinearExpr.weighted_sum(variables, weights.tolist()))
+
+
+def _sum(expressions: Sequence[Expression]) -> cp_model.LinearExpr:
+    return cast(cp_model.LinearExpr, cp_model.LinearExpr.sum(expressions))
 
 
 def _flat(rows: list[list[cp_model.IntVar]]) -> list[cp_model.IntVar]:
@@ -157,100 +163,137 @@ def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, va
         )
 
 
-def _at_depth(variables: _Variables, worker: int, by_depth: Integers) -> cp_model.LinearExpr:
-    """The entry for the worker's depth."""
-    return _weighted(variables.reaches[worker], np.diff(by_depth, prepend=0))
+@dataclass(frozen=True)
+class _Bound:
+    """Something is not before ``time``, unless ``unless`` is true."""
+
+    time: Expression
+    unless: cp_model.IntVar | None = None
 
 
-def _activations(variables: _Variables, tree: Tree, child: int, way: Way) -> cp_model.LinearExpr:
-    """The message at the child's cut, the only layer after which its subtree's number of samples falls."""
-    held = [samples for member in tree.subtrees[child] for samples in variables.samples[member]]
-    return _weighted(held, np.tile(np.diff(way.activations, prepend=0), len(tree.subtrees[child])))
+class _Timing:
+    """The template's tasks in whole units of time: one inequality for each thing that a task waits for.
 
+    What a pass takes from one boundary to another is a sum over its layers: events for every layer, linked one by one,
+    say the same and take longer to prove.
+    """
 
-def _late(model: cp_model.CpModel, way: Way, limit: int, *sent: cp_model.LinearExpr) -> cp_model.LinearExpr:
-    """Equation (6): from when the first of the messages was ready until all have left; at least 0."""
-    grains = cast(cp_model.LinearExpr, cp_model.LinearExpr.sum(sent))
-    if not way.credit:
-        return grains
-    late = model.new_int_var(0, limit // way.grain, "")
-    model.add(late >= grains - way.credit)
-    return way.grain * late
+    def __init__(self, model: cp_model.CpModel, costs: IntegerCosts, variables: _Variables) -> None:
+        self.model, self.costs, self.variables = model, costs, variables
+        self.template, self.tree = costs.template, costs.template.tree
+        self.place = {name: position for position, name in enumerate(self.tree.workers)}
+        self.passed: dict[tuple[int, Boundary], list[_Bound]] = {}  # each task, each of its boundaries
+        self.ready: dict[int, Expression] = {}  # of messages
 
+    def add(self) -> cp_model.IntVar:
+        """Add all tasks; returns T, the end of the last."""
+        for number, task in enumerate(self.template.tasks):
+            name = f"{number}"
+            match task:
+                case Pass():
+                    self._add_pass(number, task)
+                case Message():
+                    self.ready[number] = self._event(f"ready {name}", self._bounds(task.after))
+                    self.passed[number, None] = self._arrival(number, task)
+                case Update():
+                    ready = self._event(f"gradients {name}", self._bounds(task.after))
+                    self.passed[number, None] = [_Bound(ready + self.costs.update[task.worker])]
+        time = self.model.new_int_var(0, self.costs.limit, "time")
+        self._require(time, [bound for last in self.template.last for bound in self.passed[last, None]])
+        return time
 
-def _beyond(variables: _Variables, parent: int, child: int, fixed: Integers, each: Integers) -> cp_model.LinearExpr:
-    """The parent's computing in the layers beyond the child's depth, where it has the child's samples."""
-    return (
-        _weighted(_flat(variables.merged[child]), each)
-        + _weighted(variables.reaches[parent], fixed)
-        - _weighted(variables.reaches[child], fixed)
-    )
+    def _bounds(self, afters: Iterable[After]) -> list[_Bound]:
+        return [bound for after in afters for bound in self.passed[after.task, after.left]]
 
+    def _require(self, time: cp_model.IntVar, bounds: list[_Bound], more: Expression = 0) -> None:
+        for bound in bounds:
+            constraint = self.model.add(time >= bound.time + more)
+            if bound.unless is not None:
+                constraint.only_enforce_if(~bound.unless)
 
-def _add_forward(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
-    """Equations (1) and (2)."""
-    for worker, end in enumerate(variables.forward):
-        own, way = variables.samples[worker][0], costs.input[worker]
-        arrival = way.raw_latency * variables.computes[worker][0] + _late(model, way, costs.limit, way.raw * own)
-        computing = _weighted(variables.computes[worker], costs.forward_fixed[worker])
-        computing += _weighted(_flat(variables.pieces[worker]), costs.forward_each[worker])
-        model.add(end >= arrival + computing)
-        for child in tree.children[worker]:
-            way = costs.up[child]
-            sent, rest = _activations(variables, tree, child, way), _at_depth(variables, child, way.activation_latency)
-            rest += _beyond(variables, worker, child, costs.forward_fixed[worker], costs.forward_each[worker])
-            ready = variables.forward[child] + _late(model, way, costs.limit, sent)
-            model.add(end >= ready + rest).only_enforce_if(~variables.reaches[child][-1])
-            if way.raw:
-                model.add(end >= _late(model, way, costs.limit, way.raw * own, sent) + rest)
+    def _event(self, name: str, bounds: list[_Bound]) -> Expression:
+        """The last of the bounds."""
+        if not bounds:
+            return 0
+        if len(bounds) == 1 and bounds[0].unless is None:
+            return bounds[0].time
+        time = self.model.new_int_var(0, self.costs.limit, name)
+        self._require(time, bounds)
+        return time
 
+    def _add_pass(self, number: int, task: Pass) -> None:
+        variables, position = self.variables, self.place[task.worker]
+        fixed, each = self.costs.fixed[task.op, task.worker], self.costs.each[task.op, task.worker]
+        inside = [after for after in task.after if after.at != task.start]
+        start = self._event(f"start {number}", self._bounds(a for a in task.after if a.at == task.start))
+        computing = _weighted(variables.computes[position], fixed) + _weighted(_flat(variables.pieces[position]), each)
+        end: Expression = start + computing
+        # In the layers beyond a child's depth the worker has the child's samples.
+        beyond = {
+            self.tree.workers[child]: _weighted(_flat(variables.merged[child]), each)
+            + _weighted(variables.reaches[position], fixed)
+            - _weighted(variables.reaches[child], fixed)
+            for child in self.tree.children[position]
+        }
+        if inside:
+            bounds, end = [_Bound(end)], self.model.new_int_var(0, self.costs.limit, f"end {number}")
+            self._require(end, bounds)
+            for after in inside:
+                assert after.at is not None
+                self._require(end, self._bounds([after]), beyond[after.at])
+        else:
+            self.passed |= {(number, child): [_Bound(start + rest)] for child, rest in beyond.items()}
+        self.passed[number, task.end] = [_Bound(end)]
 
-def _leaves(variables: _Variables, tree: Tree, costs: IntegerCosts, child: int) -> cp_model.LinearExpr:
-    """When the gradient of the child's activations is ready on its parent."""
-    parent = tree.parents[child]
-    before = _beyond(variables, parent, child, costs.backward_fixed[parent], costs.backward_each[parent])
-    return variables.start[parent] + before
+    def _arrival(self, number: int, message: Message) -> list[_Bound]:
+        """Behind each message before it on its lane, unless that has long since arrived: the rule of ``Network``."""
+        sent = self.costs.sent[number]
+        absent = None
+        if message.deepest < self.template.depth and message.boundary is not None:
+            absent = self.variables.reaches[self.place[message.boundary]][message.deepest]
+        if any(message.size.each):
+            first = self.ready[number] + self._at(message, sent.latency) + self._late(sent, self._grains(number))
+        else:
+            first = self.ready[number] + self._at(message, sent.idle)
+        found, sizes = [_Bound(first, absent)], [self._grains(number)]
+        for earlier in reversed(self.template.queued[number]):
+            sizes.append(self._grains(earlier))
+            if sent.credit or not self.template.follows(number, earlier):
+                found.append(
+                    _Bound(self.ready[earlier] + self._at(message, sent.latency) + self._late(sent, *sizes), absent)
+                )
+        return found
 
+    def _late(self, sent: Sent, *grains: Expression) -> Expression:
+        """From when the first of the messages was ready until all have left; at least 0."""
+        total = _sum(grains)
+        if not sent.credit:
+            return sent.grain * total
+        late = self.model.new_int_var(0, self.costs.limit // sent.grain, "late")
+        self.model.add(late >= total - sent.credit)
+        return sent.grain * late
 
-def _add_backward(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
-    """Equation (3): a worker starts when its forward pass has ended and its parent's gradients are there."""
-    model.add(variables.start[0] == variables.forward[0])
-    for child, start in enumerate(variables.start[1:], start=1):
-        way = costs.down[child]
-        sent, latency = _activations(variables, tree, child, way), _at_depth(variables, child, way.activation_latency)
-        ready = _leaves(variables, tree, costs, child) + _late(model, way, costs.limit, sent)
-        model.add(start >= variables.forward[child])
-        model.add(start >= ready + latency).only_enforce_if(~variables.reaches[child][-1])
-        if way.raw and way.credit:  # without credit the raw samples have arrived long since
-            raw = way.raw * variables.samples[child][0]
-            model.add(start >= _late(model, way, costs.limit, raw, sent) + latency)
+    def _grains(self, number: int) -> Expression:
+        """The size of a message."""
+        message, sent = self.template.tasks[number], self.costs.sent[number]
+        assert isinstance(message, Message)
+        fixed = self._at(message, sent.fixed)
+        if not sent.each.any():
+            return fixed
+        members = [self.place[name] for name in message.origins]
+        if message.boundary is None:
+            samples = [self.variables.samples[member][0] for member in members]
+            return fixed + int(sent.each[0]) * _sum(samples)
+        # The samples of a whole subtree, whose number falls only after the layer at which it is cut.
+        assert set(members) == set(self.tree.subtrees[self.place[message.boundary]])
+        held = [samples for member in members for samples in self.variables.samples[member]]
+        return fixed + _weighted(held, np.tile(np.diff(sent.each[1:], prepend=0), len(members)))
 
-
-def _add_gradients(model: cp_model.CpModel, tree: Tree, costs: IntegerCosts, variables: _Variables) -> None:
-    """Equations (4) and (5)."""
-    gradients, updated = variables.gradients, variables.updated
-    for worker, end in enumerate(gradients):
-        computing = _weighted(variables.computes[worker], costs.backward_fixed[worker])
-        computing += _weighted(_flat(variables.pieces[worker]), costs.backward_each[worker])
-        model.add(end >= variables.start[worker] + computing)
-    model.add(updated[0] == gradients[0] + costs.update)
-    for child, parent in enumerate(tree.parents[1:], start=1):
-        leaves = _leaves(variables, tree, costs, child)
-        # Each way, what it carries and when that is ready, the activations that left before, and the receiver.
-        for way, before, ready, end, target in (
-            (costs.up[child], variables.forward[child], gradients[child], gradients[parent], parent),
-            (costs.down[child], leaves, updated[parent], updated[child], child),
-        ):
-            model.add(end >= ready + _at_depth(variables, child, way.idle_parameters))
-            latency = _at_depth(variables, child, way.parameter_latency)
-            sent = _activations(variables, tree, child, way), _at_depth(variables, child, way.parameters)
-            if way.credit:  # without it, the activations have arrived long since
-                model.add(end >= before + _late(model, way, costs.limit, *sent) + latency)
-            if way.raw:
-                raw = way.raw * variables.samples[target][0]
-                model.add(end >= _late(model, way, costs.limit, raw, *sent) + latency)
-    for worker in range(len(tree.workers)):
-        model.add(variables.time >= updated[worker])
+    def _at(self, message: Message, by_boundary: Integers) -> Expression:
+        """The entry for the message's boundary, if it carries anything."""
+        if message.boundary is None:
+            return int(by_boundary[0]) * self.variables.computes[self.place[message.origins[0]]][0]
+        return _weighted(self.variables.reaches[self.place[message.boundary]], np.diff(by_boundary[1:], prepend=0))
 
 
 def tree_model(
@@ -258,14 +301,11 @@ def tree_model(
 ) -> tuple[cp_model.CpModel, _Variables]:
     """The plans of one tree within the boxes that take at most the limit; least time."""
     model = cp_model.CpModel()
-    variables = _new_variables(model, problem, tree, within, costs)
+    variables = _new_variables(model, problem, tree, within, costs.bends)
     _add_structure(model, problem, tree, variables)
     _add_bends(model, variables)
     _add_memory_limits(model, problem, tree, variables)
-    _add_forward(model, tree, costs, variables)
-    _add_backward(model, tree, costs, variables)
-    _add_gradients(model, tree, costs, variables)
-    model.minimize(variables.time)
+    model.minimize(_Timing(model, costs, variables).add())
     return model, variables
 
 
@@ -310,7 +350,8 @@ def solve_tree(
 def any_plan(problem: Problem, tree: Tree, solver: cp_model.CpSolver) -> tuple[Candidate | None, bool]:
     """A plan of the tree that keeps all constraints, whatever its time; and whether that is decided."""
     model = cp_model.CpModel()
-    variables = _new_variables(model, problem, tree, None, costs=None)
+    no_bends = [[[]] * problem.profile.chain.depth] * len(tree.workers)
+    variables = _new_variables(model, problem, tree, None, no_bends)
     _add_structure(model, problem, tree, variables)
     _add_memory_limits(model, problem, tree, variables)
     status = solver.solve(model)

@@ -18,6 +18,7 @@ from scipy.optimize import linprog
 from hiertrain.cost.bounds import Floats, Integers
 from hiertrain.cost.closed_form import iteration_s
 from hiertrain.planning.heuristic import Candidate
+from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan, misfit
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
@@ -78,16 +79,18 @@ def enumerate_and_round(problem: Problem) -> Rounded:
 
 
 def _check(problem: Problem) -> None:
-    encoding = problem.execution.activation_encoding
     constraints = {
-        f"activations travel as {encoding}": encoding != "float32",
+        f"{problem.execution}": problem.execution != Execution.paper(),
         f"memory limits of {', '.join(sorted(problem.memory_limit_bytes))}": bool(problem.memory_limit_bytes),
         f"raw samples stay on {problem.data_holder!r}": problem.samples_stay,
         "every worker computes all layers": problem.whole_model,
     }
     for constraint, holds in constraints.items():
         if holds:
-            raise InputError(f"enumerate_and_round: {constraint}; the linear programmes know no such constraint")
+            raise InputError(
+                f"enumerate_and_round: {constraint}; the linear programmes know the paper's execution alone, "
+                "and no constraint"
+            )
 
 
 def _solutions(problem: Problem) -> Iterator[_Relaxed]:
@@ -242,7 +245,7 @@ class _Programmes:
     def _arrivals(self, source: str, target: int, *messages: _Message) -> list[Floats]:
         """Equation (6): the terms of the last message's arrival; when it is ready, where it is empty."""
         if source == self.problem.data_holder:
-            raw = _Message(0 * self.one, self.problem.sample_bytes * self.samples[[target]])
+            raw = _Message(0 * self.one, self.problem.profile.sample_bytes * self.samples[[target]])
             messages = (raw, *messages)
         link, (ready, size) = self.problem.network.link(source, self.workers[target]), messages[-1]
         sent, left = size.any(axis=1, keepdims=True), 0.0

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hiertrain.cost.bounds import Boxes, Evaluator, Floats, any_plan_bound_s
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.cost.integers import TIE
 from hiertrain.planning.heuristic import Candidate, good_plan
 from hiertrain.planning.trees import depth_grid, least_depth, sample_ranges
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
+from hiertrain.program.simulator import iteration_s
 
 # Trees with more combinations of depths than this are not bounded.
 NARROWING_LIMIT = 100_000

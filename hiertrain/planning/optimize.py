@@ -82,7 +82,7 @@ def optimize(
     ``shape="star"`` admits the paper's plans only: every active worker but the root is a child of the root. Plans
     whose times are equal are ranked by the number of active workers, then by the set of workers, the root and the
     parents, in the profile's order of the workers. The same problem, shape and seed give the same plan, unless the
-    time limit ends the search. Raises InputError when the time limit is not positive, activations travel with 8 bits,
+    time limit ends the search. Raises InputError when the time limit is not positive,
     or no plan is admissible; RunError where the time limit ends the search for any plan.
     """
     started = time.monotonic()

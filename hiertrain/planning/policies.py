@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.planning.baselines import best_chain, best_layer_parallel
 from hiertrain.planning.optimize import optimize
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
+from hiertrain.program.simulator import iteration_s
 from hiertrain.values import InputError, RunError
 
 # The chains of workers that split layers only; all samples start on the first worker that computes.

@@ -11,7 +11,6 @@ from functools import cached_property
 from pydantic import Field, model_validator
 
 from hiertrain.problem.chain import Chain
-from hiertrain.problem.execution import Execution
 from hiertrain.values import MOST_WORKERS, BatchSize, InputError, Layers, Name, Samples, Value
 
 
@@ -149,11 +148,3 @@ def misfit(plan: Plan, chain: Chain) -> str | None:
                     f"sample{'s' * (samples > 1)}; the layer takes at least {layer.least_samples}"
                 )
     return None
-
-
-def quantized_layers(plan: Plan, chain: Chain, execution: Execution) -> tuple[str, ...]:
-    """The layers after which the plan sends 8 bits, each with this cause: what ``Chain.inexact_layers`` cannot know."""
-    if execution.activation_encoding == "float32":
-        return ()
-    depths = {part.depth for name, part in plan.workers.items() if plan.active(name)} - {chain.depth}
-    return tuple(f"{chain.layers[depth - 1].name}: 8-bit activations" for depth in sorted(depths))

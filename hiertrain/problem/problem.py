@@ -57,11 +57,6 @@ class Problem:
         """The workers that may compute, in the profile's order."""
         return tuple(name for name in self.profile.workers if name not in self.excluded)
 
-    @property
-    def sample_bytes(self) -> int:
-        """Q: bytes of one raw sample on the wire."""
-        return self.execution.encoded_bytes(self.profile.sample_bytes)
-
 
 def _names(names: "set[str] | frozenset[str]") -> str:
     return ", ".join(sorted(names))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
@@ -25,15 +25,6 @@ class Settings(Value):
     whole_model: bool = False
     memory_limit_bytes: dict[Name, MemoryBytes]
     ortools_version: str
-
-    @field_validator("execution")
-    @classmethod
-    def _is_exact(cls, execution: Execution) -> Execution:
-        if execution.activation_encoding != "float32":
-            raise ValueError(
-                f"activations travel as {execution.activation_encoding}: must be float32; the solver knows no other"
-            )
-        return execution
 
 
 class Solution(Value):

@@ -1,7 +1,9 @@
-"""The shape of a plan alone: a rooted tree of workers, whose depths and samples are still open."""
+"""A rooted tree of active workers: the shape that the plans of one search have in common."""
 
 from dataclasses import dataclass
 from functools import cached_property
+
+from hiertrain.problem.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -13,10 +15,18 @@ class Tree:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(
-            tuple(child for child, parent in enumerate(self.parents) if parent == position)
-            for position in range(len(self.workers))
-        )
+        below: list[list[int]] = [[] for _ in self.workers]
+        for position, parent in enumerate(self.parents[1:], start=1):
+            below[parent].append(position)
+        return tuple(map(tuple, below))
+
+    @cached_property
+    def children_of(self) -> dict[str, tuple[str, ...]]:
+        """The children by name."""
+        return {
+            name: tuple(self.workers[child] for child in children)
+            for name, children in zip(self.workers, self.children, strict=True)
+        }
 
     @cached_property
     def subtrees(self) -> tuple[tuple[int, ...], ...]:
@@ -25,3 +35,22 @@ class Tree:
         for position in reversed(range(1, len(self.workers))):
             below[self.parents[position]] += below[position]
         return tuple(below)
+
+    @cached_property
+    def upward(self) -> tuple[str, ...]:
+        """The workers, each after its children, which keep their order."""
+        levels = [0] * len(self.workers)
+        for position, parent in enumerate(self.parents[1:], start=1):
+            levels[position] = levels[parent] + 1
+        order = sorted(range(len(self.workers)), key=lambda position: -levels[position])
+        return tuple(self.workers[position] for position in order)
+
+
+def tree_of(plan: Plan) -> Tree:
+    """The tree of the plan's active workers, children of one parent by depth, then by name."""
+    order, parents = [plan.root], [-1]
+    for position, name in enumerate(order):  # grows while it is read
+        children = plan.children(name)
+        order += children
+        parents += [position] * len(children)
+    return Tree(tuple(order), tuple(parents))

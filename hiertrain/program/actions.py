@@ -1,66 +1,103 @@
-"""What a worker's program is made of: actions that compute, send, receive and update."""
+"""What workers do in one iteration: actions, each an operation and, of a message, what it carries.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+A program is what a worker is sent and executes. It holds all that this takes: rows, layers, encodings and sizes.
+"""
+
 from enum import StrEnum
 
+from pydantic import Field
 
-class Kind(StrEnum):
-    """What an action does."""
+from hiertrain.values import MOST_WORKERS, BatchSize, Bytes, Layers, Name, Samples, Value
 
-    SEND_SAMPLES = "send samples"
-    RECEIVE_SAMPLES = "receive samples"
+# Half-open ranges of rows of the mini-batch.
+Rows = tuple[tuple[Samples, Samples], ...]
+
+
+class Op(StrEnum):
+    """What is done."""
+
     FORWARD = "forward"
-    SEND_ACTIVATIONS = "send activations"
-    RECEIVE_ACTIVATIONS = "receive activations"
     BACKWARD = "backward"
-    SEND_ACTIVATION_GRADIENTS = "send activation gradients"
-    RECEIVE_ACTIVATION_GRADIENTS = "receive activation gradients"
-    SEND_GRADIENTS = "send gradients"
-    RECEIVE_GRADIENTS = "receive gradients"
     UPDATE = "update"
-    SEND_WEIGHTS = "send weights"
-    RECEIVE_WEIGHTS = "receive weights"
+    SEND = "send"
+    RECEIVE = "receive"
 
 
-# The send that each receive waits for.
-SEND_OF = {
-    Kind.RECEIVE_SAMPLES: Kind.SEND_SAMPLES,
-    Kind.RECEIVE_ACTIVATIONS: Kind.SEND_ACTIVATIONS,
-    Kind.RECEIVE_ACTIVATION_GRADIENTS: Kind.SEND_ACTIVATION_GRADIENTS,
-    Kind.RECEIVE_GRADIENTS: Kind.SEND_GRADIENTS,
-    Kind.RECEIVE_WEIGHTS: Kind.SEND_WEIGHTS,
-}
-# The backward pass is the forward pass, reversed, with each step turned round.
-BACKWARD_OF = {
-    Kind.FORWARD: Kind.BACKWARD,
-    Kind.RECEIVE_ACTIVATIONS: Kind.SEND_ACTIVATION_GRADIENTS,
-    Kind.SEND_ACTIVATIONS: Kind.RECEIVE_ACTIVATION_GRADIENTS,
-}
-RECEIVES = frozenset(SEND_OF)
-SENDS = frozenset(SEND_OF.values())
+class Role(StrEnum):
+    """What a message carries."""
+
+    SAMPLES = "samples"
+    ACTIVATIONS = "activations"
+    ACTIVATION_GRADIENTS = "activation gradients"
+    GRADIENTS = "gradients"
+    WEIGHTS = "weights"
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(Value):
     """One step of a worker's program."""
 
-    kind: Kind
-    peer: str | None = None  # the other side of a message
-    first: int = 0  # layers first..last (1-based, inclusive) that are computed, or whose parameters travel;
-    last: int = 0  # for activations and their gradients, last is the depth of the cut
-    samples: int = 0
-    size_bytes: int = 0  # of the message
+    op: Op
+    role: Role | None = None  # of a message
+    peer: Name | None = None  # the other side of a message
+    first: Layers = 0  # layers first..last (1-based, inclusive) that are computed, or whose parameters travel;
+    last: Layers = 0  # for activations and their gradients, last is the depth of the cut
+    # Of the mini-batch: half-open ranges, in the order in which they lie in the tensor.
+    rows: Rows = ()
+    encoding: Name | None = None  # of a message: the codec that writes and reads its numbers
+    size_bytes: Bytes = 0  # of a message
+
+    @property
+    def label(self) -> str:
+        """The operation, and what a message carries."""
+        return f"{self.op} {self.role}" if self.role else str(self.op)
+
+    @property
+    def samples(self) -> int:
+        return sum(end - start for start, end in self.rows)
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What both sides of a message must agree on."""
+        return self.role, self.first, self.last, self.rows, self.encoding, self.size_bytes
 
     def __str__(self) -> str:
         layers = f" layers {self.first}..{self.last}" if self.first else (f" at depth {self.last}" if self.last else "")
-        peer = f" {'from' if self.kind in RECEIVES else 'to'} {self.peer}" if self.peer else ""
-        samples = f" of {self.samples} samples" if self.samples else ""
-        return f"{self.kind}{layers}{samples}{peer}"
+        peer = f" {'from' if self.op == Op.RECEIVE else 'to'} {self.peer}" if self.peer else ""
+        samples = f" of {self.samples} samples" if self.rows else ""
+        return f"{self.label}{layers}{samples}{peer}"
 
 
-@dataclass(frozen=True)
-class Program:
+class WorkerProgram(Value):
+    """One worker's part of an iteration."""
+
+    batch_size: BatchSize  # what the summed loss is divided by, so that gradients add up
+    data_holder: Name  # the worker that has the raw samples
+    actions: tuple[Action, ...]  # in the order in which they are performed
+
+    @property
+    def updates(self) -> bool:
+        """Whether this worker has the optimizer."""
+        return any(action.op == Op.UPDATE for action in self.actions)
+
+
+class Program(Value):
     """One iteration: the actions of every participant, in the order in which it performs them."""
 
-    actions: Mapping[str, tuple[Action, ...]]
+    batch_size: BatchSize
+    data_holder: Name
+    actions: dict[Name, tuple[Action, ...]] = Field(max_length=MOST_WORKERS)
+
+    def part(self, worker: str) -> WorkerProgram:
+        """What ``worker`` is sent."""
+        return WorkerProgram(batch_size=self.batch_size, data_holder=self.data_holder, actions=self.actions[worker])
+
+
+def joined(*parts: Rows) -> Rows:
+    """Ranges of rows one after the other, those that touch as one."""
+    rows: list[tuple[int, int]] = []
+    for start, end in (part for group in parts for part in group if part[0] < part[1]):
+        if rows and rows[-1][1] == start:
+            rows[-1] = rows[-1][0], end
+        else:
+            rows.append((start, end))
+    return tuple(rows)

@@ -1,89 +1,109 @@
-"""The plan lowered to an ordered list of actions per worker.
+"""A plan's numbers in the template of its tree: the program that workers execute."""
 
-One iteration (paper, hierarchical training stage): input, forward, backward, gradients up the tree, update at the
-root, weights down the tree.
-"""
-
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterator
 
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan, check_plan
-from hiertrain.program.actions import BACKWARD_OF, Action, Kind, Program
+from hiertrain.problem.tree import tree_of
+from hiertrain.program.actions import Action, Op, Program, Role, Rows, joined
+from hiertrain.program.passes import template_of
+from hiertrain.program.template import Boundary, Message, Pass, Template
+
+Event = tuple[Op, Message]
 
 
 def compile_plan(plan: Plan, chain: Chain, execution: Execution) -> Program:
-    """Lower a plan to a program. Raises InputError when the plan does not fit the chain."""
+    """Lower a plan to a program. Raises InputError when the plan does not fit the chain.
+
+    Tasks of nothing are left out; neighbouring layers of a pass are one action.
+    """
     check_plan(plan, chain)
-    return Program({worker: tuple(_actions(plan, chain, execution, worker)) for worker in plan.participants})
+    template = template_of(tree_of(plan), chain, plan.data_holder, execution)
+    return Program(batch_size=plan.batch_size, data_holder=plan.data_holder, actions=_Lowered(plan, template).actions())
 
 
-def _actions(plan: Plan, chain: Chain, execution: Execution, worker: str) -> list[Action]:
-    """The program of one worker: input, forward, backward, gradients, update, weights."""
-    actions = _input(plan, execution.encoded_bytes(chain.sample_bytes), worker)
-    if plan.active(worker):
-        forward = _forward(plan, chain, execution, worker)
-        backward = [replace(action, kind=BACKWARD_OF[action.kind]) for action in reversed(forward)]
-        actions += [*forward, *backward, *_update(plan, chain, worker)]
-    return actions
+class _Lowered:
+    """The template of a plan's tree with its numbers."""
 
+    def __init__(self, plan: Plan, template: Template) -> None:
+        self.plan, self.template, self.children = plan, template, template.tree.children_of
+        self.depth: dict[Boundary, int] = {None: 0} | {name: part.depth for name, part in plan.workers.items()}
+        self.own: dict[str, Rows] = {}
+        first = 0
+        for name, part in plan.workers.items():
+            self.own[name] = joined(((first, first + part.samples),))
+            first += part.samples
+        self.held: dict[str, Rows] = {}  # after the last layer of each worker
+        for name in template.tree.upward:
+            self.held[name] = self._rows(name, template.depth)
 
-def _input(plan: Plan, sample_bytes: int, worker: str) -> list[Action]:
-    """Raw samples from the data holder to every worker that starts some."""
-    if worker == plan.data_holder:
-        kind, samples_of = (
-            Kind.SEND_SAMPLES,
-            {peer: part.samples for peer, part in plan.workers.items() if peer != worker},
+    def _rows(self, worker: str, layer: int) -> Rows:
+        """The rows that a worker has in a layer: its own, then those of each child that it took over before."""
+        taken = (self.held[child] for child in self.children[worker] if self.depth[child] < layer)
+        return joined(self.own[worker], *taken)
+
+    def actions(self) -> dict[str, tuple[Action, ...]]:
+        """The actions of each participant, in the order of the template."""
+        found: dict[str, list[Action]] = {name: [] for name in self.plan.participants}
+        inside = self._inside()
+        within = {(op, id(message)) for events in inside.values() for op, message in events}
+        for number, task in enumerate(self.template.tasks):
+            if isinstance(task, Pass):
+                found[task.worker] += self._pass(task, inside[number])
+            elif isinstance(task, Message):
+                for op, worker in ((Op.SEND, task.source), (Op.RECEIVE, task.target)):
+                    if (op, id(task)) not in within:
+                        found[worker] += self._message(op, task)
+            else:
+                found[task.worker].append(Action(op=Op.UPDATE, first=1, last=self.template.depth))
+        return {name: tuple(actions) for name, actions in found.items()}
+
+    def _inside(self) -> dict[int, list[Event]]:
+        """What happens within each pass: messages that it takes between its start and its end, or sends there."""
+        found: dict[int, list[Event]] = defaultdict(list)
+        for number, task in enumerate(self.template.tasks):
+            for after in task.after:
+                other = self.template.tasks[after.task]
+                if isinstance(task, Message) and isinstance(other, Pass) and after.left not in (other.start, other.end):
+                    found[after.task].append((Op.SEND, task))
+                elif isinstance(other, Message) and isinstance(task, Pass) and after.at not in (task.start, task.end):
+                    found[number].append((Op.RECEIVE, other))
+        return found
+
+    def _pass(self, task: Pass, inside: list[Event]) -> list[Action]:
+        """The actions of a pass, cut where messages come or go."""
+        steps: list[Action] = []
+        position = 0
+        cuts = sorted(inside, key=lambda event: self.depth[event[1].boundary])
+        for boundary, events in [
+            *((self.depth[cut[1].boundary], [cut]) for cut in cuts),
+            (self.depth[task.worker], []),
+        ]:
+            rows = self._rows(task.worker, position + 1)
+            if boundary > position and rows:
+                steps.append(Action(op=task.op, first=position + 1, last=boundary, rows=rows))
+            position = boundary
+            for event in events:
+                steps += self._message(*event)
+        return steps if task.op == Op.FORWARD else steps[::-1]
+
+    def _message(self, op: Op, message: Message) -> Iterator[Action]:
+        """One side of a message, if it is sent at all."""
+        boundary = self.depth[message.boundary]
+        if boundary > message.deepest or not any(self.own[name] for name in message.origins):
+            return
+        rows = self.own[message.origins[0]] if message.boundary is None else self.held[message.boundary]
+        samples = sum(end - start for start, end in rows)
+        parameters = message.role in (Role.GRADIENTS, Role.WEIGHTS)
+        yield Action(
+            op=op,
+            role=message.role,
+            peer=message.target if op == Op.SEND else message.source,
+            first=int(parameters),
+            last=boundary,
+            rows=() if parameters else rows,
+            encoding=message.encoding,
+            size_bytes=message.size.fixed[boundary] + message.size.each[boundary] * samples,
         )
-    else:
-        kind, samples_of = Kind.RECEIVE_SAMPLES, {plan.data_holder: plan.workers[worker].samples}
-    return [
-        Action(kind, peer, samples=samples, size_bytes=samples * sample_bytes)
-        for peer, samples in samples_of.items()
-        if samples
-    ]
-
-
-def _forward(plan: Plan, chain: Chain, execution: Execution, worker: str) -> list[Action]:
-    """The forward pass in segments: at a child's depth the worker takes over the child's samples."""
-
-    def message(kind: Kind, peer: str, depth: int, samples: int) -> Action:
-        size_bytes = execution.activation_bytes(chain.output_bytes(depth), samples)
-        return Action(kind, peer, last=depth, samples=samples, size_bytes=size_bytes)
-
-    part = plan.workers[worker]
-    position, samples = 0, part.samples
-    # A child that computes the loss itself sends no activations.
-    cuts = [
-        (plan.workers[child].depth, child) for child in plan.children(worker) if plan.workers[child].depth < chain.depth
-    ]
-    actions = []
-    for depth, child in [*cuts, (part.depth, None)]:
-        if depth > position and samples:
-            actions.append(Action(Kind.FORWARD, first=position + 1, last=depth, samples=samples))
-        position = depth
-        if child is not None:
-            actions.append(message(Kind.RECEIVE_ACTIVATIONS, child, depth, plan.carried[child]))
-            samples += plan.carried[child]
-    if part.parent is not None and part.depth < chain.depth:
-        actions.append(message(Kind.SEND_ACTIVATIONS, part.parent, part.depth, samples))
-    return actions
-
-
-def _update(plan: Plan, chain: Chain, worker: str) -> list[Action]:
-    """Gradients up the tree, the root's update, new weights down the tree."""
-
-    def message(kind: Kind, peer: str, depth: int) -> Action:
-        return Action(kind, peer, first=1, last=depth, size_bytes=chain.parameter_prefix_bytes[depth])
-
-    part = plan.workers[worker]
-    children = {child: plan.workers[child].depth for child in plan.children(worker)}
-    if part.parent is None:
-        own = [Action(Kind.UPDATE, first=1, last=chain.depth)]
-    else:
-        own = [message(kind, part.parent, part.depth) for kind in (Kind.SEND_GRADIENTS, Kind.RECEIVE_WEIGHTS)]
-    return [
-        *(message(Kind.RECEIVE_GRADIENTS, child, depth) for child, depth in children.items()),
-        *own,
-        *(message(Kind.SEND_WEIGHTS, child, depth) for child, depth in children.items()),
-    ]

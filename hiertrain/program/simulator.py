@@ -1,39 +1,43 @@
 """The simulation of a program, and its dry run for deadlocks. Times in seconds.
 
-The runtime executes the very program that ``simulate`` times, so prediction and execution cannot drift apart.
+The runtime executes the very program that ``simulate`` times, so prediction and execution cannot drift apart. This is
+the only place that knows time: one queue for each worker, and one for each direction of a link.
 """
 
 from collections import defaultdict, deque
 from collections.abc import Callable
 
 from hiertrain.problem.network import Network
+from hiertrain.problem.plan import Plan
+from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile, WorkerProfile
-from hiertrain.program.actions import RECEIVES, SEND_OF, SENDS, Action, Kind, Program
+from hiertrain.program.actions import Action, Op, Program, Role
+from hiertrain.program.compiler import compile_plan
 from hiertrain.program.timeline import Span, Timeline
 from hiertrain.values import InputError
 
 
 def receipts(program: Program) -> dict[tuple[str, int], tuple[str, int]]:
-    """The receive that takes each send's message: (worker, position) by (worker, position). Same kinds keep order."""
-    receives: dict[tuple[str, str, Kind], list[tuple[str, int]]] = defaultdict(list)
+    """The receive that takes each send's message: (worker, position) by (worker, position). Same roles keep order."""
+    receives: dict[tuple[str, str, Role | None], list[tuple[str, int]]] = defaultdict(list)
     for worker, actions in program.actions.items():
         for position, action in enumerate(actions):
-            if action.kind in RECEIVES and action.peer is not None:
-                receives[action.peer, worker, SEND_OF[action.kind]].append((worker, position))
+            if action.op == Op.RECEIVE and action.peer is not None:
+                receives[action.peer, worker, action.role].append((worker, position))
     found = {}
     for worker, actions in program.actions.items():
         for position, action in enumerate(actions):
-            if action.kind in SENDS and action.peer is not None:
-                found[worker, position] = receives[worker, action.peer, action.kind].pop(0)
+            if action.op == Op.SEND and action.peer is not None:
+                found[worker, position] = receives[worker, action.peer, action.role].pop(0)
     return found
 
 
 def compute_s(times: WorkerProfile, action: Action) -> float:
     """Seconds of a computing action on a worker with these times."""
-    match action.kind:
-        case Kind.FORWARD:
+    match action.op:
+        case Op.FORWARD:
             return times.forward_s(action.first, action.last, action.samples)
-        case Kind.BACKWARD:
+        case Op.BACKWARD:
             return times.backward_s(action.first, action.last, action.samples)
         case _:
             return times.update_s
@@ -60,6 +64,12 @@ def simulate(program: Program, profile: Profile, network: Network) -> Timeline:
     return _replay(program, lambda worker, action: compute_s(profile.worker(worker), action), message_s)
 
 
+def iteration_s(problem: Problem, plan: Plan) -> float:
+    """Seconds of one iteration by a plan. Raises InputError when it does not fit model, workers or links."""
+    program = compile_plan(plan, problem.profile.chain, problem.execution)
+    return simulate(program, problem.profile, problem.network).makespan_s
+
+
 def dry_run(program: Program) -> None:
     """Raise InputError when the program cannot finish: a deadlock, or messages whose two sides disagree."""
     _replay(program, lambda *_: 0.0, lambda *_: (0.0, 0.0))
@@ -77,25 +87,25 @@ def _replay(
     """
     clock = dict.fromkeys(program.actions, 0.0)
     position = dict.fromkeys(program.actions, 0)
-    in_flight: dict[tuple[str, str, Kind], deque[tuple[float, Action]]] = defaultdict(deque)
+    in_flight: dict[tuple[str, str, Role | None], deque[tuple[float, Action]]] = defaultdict(deque)
     spans: list[Span] = []
 
     def perform(worker: str, action: Action) -> bool:
         """Whether the action could be performed: a receive has to wait for its send."""
         start = now = clock[worker]
-        if action.kind in SENDS:
+        if action.op == Op.SEND:
             assert action.peer is not None
             end = start
             if action.size_bytes:  # an empty message costs nothing, but its receiver still waits for the sender
                 start, end = message_s(worker, action.peer, now, action.size_bytes)
-            in_flight[worker, action.peer, action.kind].append((end, action))
-        elif action.kind in RECEIVES:
+            in_flight[worker, action.peer, action.role].append((end, action))
+        elif action.op == Op.RECEIVE:
             assert action.peer is not None
-            waiting = in_flight[action.peer, worker, SEND_OF[action.kind]]
+            waiting = in_flight[action.peer, worker, action.role]
             if not waiting:
                 return False
             arrival, sent = waiting.popleft()
-            if (sent.size_bytes, sent.samples) != (action.size_bytes, action.samples):
+            if sent.content != action.content:
                 raise InputError(
                     f"program: {action.peer} will {sent} ({sent.size_bytes} bytes), "
                     f"but {worker} will {action} ({action.size_bytes} bytes); both sides must agree"

@@ -14,7 +14,7 @@ from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Profile
 from hiertrain.profiling.estimates import Residual, residuals
-from hiertrain.program.actions import RECEIVES, SENDS, Kind
+from hiertrain.program.actions import Op
 from hiertrain.program.simulator import receipts
 from hiertrain.program.timeline import Span, Timeline
 from hiertrain.results import alarms
@@ -181,11 +181,11 @@ def timeline_table(timeline: Timeline, source: str) -> pd.DataFrame:
         {
             "worker": span.worker,
             "position": span.position,
-            "kind": str(span.action.kind),
+            "kind": span.action.label,
             "peer": span.action.peer,
             "start_ms": span.start_s * 1e3,
             "end_ms": span.end_s * 1e3,
-            "lane": "network" if span.action.kind in SENDS | RECEIVES else "compute",
+            "lane": "network" if span.action.role else "compute",
             "source": source,
         }
         for span in timeline.spans
@@ -244,15 +244,15 @@ def action_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Timeli
                 if receipt is None or was_awaited(timeline[receipt]):
                     real = timeline[span.worker, span.position]
                     durations_s.append(real.end_s - real.start_s)
-        totals_s: dict[Kind, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        totals_s: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for span, durations_s in observed_s.items():
-            if span.action.kind not in RECEIVES and durations_s:
-                totals_s[span.action.kind][0] += span.end_s - span.start_s
-                totals_s[span.action.kind][1] += float(np.median(durations_s))
+            if span.action.op != Op.RECEIVE and durations_s:
+                totals_s[span.action.label][0] += span.end_s - span.start_s
+                totals_s[span.action.label][1] += float(np.median(durations_s))
         rows += [
             {
                 "plan": name,
-                "kind": str(kind),
+                "kind": kind,
                 "predicted_ms": predicted_s * 1e3,
                 "observed_ms": real_s * 1e3,
                 "error_percent": 100 * (predicted_s - real_s) / iteration_s,

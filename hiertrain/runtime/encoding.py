@@ -1,16 +1,22 @@
-"""Activations and their gradients as 8 bits per element: ``Execution(activation_encoding="uint8")``.
+"""How numbers are written into messages: one codec for each encoding of ``program.passes``.
+
+Scaled-uint8 is for activations and their gradients (``Execution(activation_encoding="uint8")``).
 
 JALAD (Li et al., ICPADS 2018, arXiv 1812.10027) cuts a model for inference and compresses the activations at the cut
 by normalising them. The details here are ours: always 8 bits, by an affine map between the least and the greatest value
 of each message, without entropy coding; and, since the model is trained, the same for the gradients on the way back.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from hiertrain.problem.execution import SCALE_BYTES
+from hiertrain.program.actions import Action
 
 STEPS = 255
+SCALE_BYTES = 8  # the least and the greatest value of a message, float32
 # Float64 throughout: the range of float32 values may exceed their greatest value, or have no inverse among them.
 SHARES = torch.arange(STEPS + 1, dtype=torch.float64) / STEPS
 
@@ -40,3 +46,36 @@ def dequantize(message: Tensor, shape: tuple[int, ...]) -> Tensor:
     least, greatest = message[:SCALE_BYTES].view(torch.float32).double()
     restored = torch.lerp(least, greatest, SHARES).float()  # exact at both ends
     return restored.index_select(0, message[SCALE_BYTES:].int()).reshape(shape)
+
+
+class Codec(NamedTuple):
+    """From a tensor to the bytes of a message, uint8 of shape (size,), and back to a tensor of a shape."""
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
+def _plain(dtype: torch.dtype) -> Codec:
+    """Each number as it is in memory; little-endian machines only, like all that PyTorch runs on."""
+    return Codec(
+        lambda values: values.to(dtype).contiguous().flatten().view(torch.uint8),
+        lambda message, shape: _computable(message.view(dtype).reshape(shape)),
+    )
+
+
+def _computable(values: Tensor) -> Tensor:
+    """As layers take them: float32, or the uint8 of raw samples."""
+    return values.float() if values.is_floating_point() else values
+
+
+CODECS = {
+    "uint8": _plain(torch.uint8),
+    "float32": _plain(torch.float32),
+    "scaled-uint8": Codec(quantize, dequantize),
+}
+
+
+def codec_of(action: Action) -> Codec:
+    """The codec of a message."""
+    assert action.encoding is not None
+    return CODECS[action.encoding]

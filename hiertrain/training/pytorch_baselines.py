@@ -38,7 +38,9 @@ def train_as_rival(testbed: Testbed, plan: Plan, training: Training, rival: Riva
         )
         for name in members
     }
-    return watch(testbed, jobs, plan, Program({}), training)
+    return watch(
+        testbed, jobs, plan, Program(batch_size=plan.batch_size, data_holder=plan.data_holder, actions={}), training
+    )
 
 
 def _check_rival(testbed: Testbed, plan: Plan, members: Sequence[str], chain: Chain, rival: Rival) -> None:

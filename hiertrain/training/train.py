@@ -10,14 +10,13 @@ from tqdm.auto import tqdm
 
 from hiertrain.control.answers import Beat, ClockReading, Iteration, Progress, Snapshot
 from hiertrain.control.jobs import RivalJob, TrainJob
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.program.actions import Program
 from hiertrain.program.compiler import compile_plan
-from hiertrain.program.simulator import dry_run
+from hiertrain.program.simulator import dry_run, simulate
 from hiertrain.testbeds.session import Testbed, WorkerError
 from hiertrain.testbeds.settings import AnySettings
 from hiertrain.training.run import Snapshots, TrainingRun, keep_iteration
@@ -48,7 +47,7 @@ def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) ->
     check_training(plan, training, chain, testbed.settings)
     program = compile_plan(plan, chain, problem.execution)
     dry_run(program)
-    return watch(testbed, train_jobs(testbed, problem, plan, training), plan, program, training)
+    return watch(testbed, train_jobs(testbed, problem, program, training), plan, program, training)
 
 
 def watch(
@@ -86,9 +85,10 @@ def watch(
     return so_far()
 
 
-def train_jobs(testbed: Testbed, problem: Problem, plan: Plan, training: Training) -> dict[str, TrainJob]:
+def train_jobs(testbed: Testbed, problem: Problem, program: Program, training: Training) -> dict[str, TrainJob]:
     """What each participant is asked to do. A message may take three predicted iterations before it counts as lost."""
-    group = testbed.group(plan.participants, timeout_s=3 * iteration_s(problem, plan))
+    predicted_s = simulate(program, problem.profile, problem.network).makespan_s
+    group = testbed.group(tuple(program.actions), timeout_s=3 * predicted_s)
     return {
         name: TrainJob(
             group=group,
@@ -97,10 +97,9 @@ def train_jobs(testbed: Testbed, problem: Problem, plan: Plan, training: Trainin
             threads=testbed.settings.workers[name].threads,
             accelerator=testbed.settings.workers[name].accelerator,
             training=training,
-            plan=plan,
-            execution=problem.execution,
+            program=program.part(name),
         )
-        for name in plan.participants
+        for name in program.actions
     }
 
 

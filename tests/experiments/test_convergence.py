@@ -35,7 +35,7 @@ def grey() -> Problem:
 
 def test_other_samples_have_their_own_sizes_and_the_recorded_times(grey: Problem) -> None:
     recorded = problem_at(LOCAL, SETTING)
-    assert grey.sample_bytes == recorded.sample_bytes / 3
+    assert grey.profile.sample_bytes == recorded.profile.sample_bytes / 3
     assert grey.profile.layers[0].parameter_bytes == 4 * (6 * 25 * 1 + 6)
     assert grey.profile.layers[1:] == recorded.profile.layers[1:]
     assert grey.profile.workers == recorded.profile.workers

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 from hiertrain import testbeds
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.experiments import grid, work
 from hiertrain.experiments.grid import Case, check_emulated, find_cases, problem_at, setting_of, settings_at, varied
 from hiertrain.experiments.speedups import policy_table, policy_timelines, speedup_table
@@ -18,6 +17,7 @@ from hiertrain.experiments.work import LEAST_TIMED, observe, work_parameters
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.program.simulator import iteration_s
 from hiertrain.results import records
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
@@ -56,7 +56,7 @@ def test_a_setting_gives_the_testbed_its_speeds_and_rates() -> None:
     }
     device, edge = (problem.profile.worker(name).update_s for name in ("device", "edge"))
     assert edge / device == pytest.approx(3.3 / 23.4)
-    assert problem.sample_bytes == 4 * 3 * 32 * 32
+    assert problem.execution.sample_encoding == "float32"
     assert setting_of(settings, "lenet5", 8) == changed.model_copy(update={"sample_encoding": "uint8"})
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from hiertrain import files
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.experiments import granularity
 from hiertrain.experiments.granularity import (
     adaptation_table,
@@ -21,6 +20,7 @@ from hiertrain.experiments.granularity import (
 )
 from hiertrain.experiments.grid import Case, Setting, check_emulated, find_cases, setting_of, varied
 from hiertrain.experiments.speedups import policy_table
+from hiertrain.program.simulator import iteration_s
 from hiertrain.testbeds import find_testbed
 from hiertrain.values import InputError
 

@@ -3,14 +3,13 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.experiments.plan_families import family_plans
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
-from hiertrain.program.actions import RECEIVES, SENDS
+from hiertrain.program.actions import Op
 from hiertrain.program.compiler import compile_plan
-from hiertrain.program.simulator import receipts
+from hiertrain.program.simulator import iteration_s, receipts
 from tests.strategies import planned_problems, problems, with_least_samples
 
 
@@ -45,8 +44,8 @@ def test_every_send_has_the_receive_that_takes_its_message(drawn: tuple[Problem,
     program = compile_plan(plan, problem.profile.chain, Execution.paper())
     found = receipts(program)
     places = {(w, p): action for w, actions in program.actions.items() for p, action in enumerate(actions)}
-    assert found.keys() == {place for place, action in places.items() if action.kind in SENDS}
-    assert sorted(found.values()) == sorted(place for place, action in places.items() if action.kind in RECEIVES)
+    assert found.keys() == {place for place, action in places.items() if action.op == Op.SEND}
+    assert sorted(found.values()) == sorted(place for place, action in places.items() if action.op == Op.RECEIVE)
     for send, receipt in found.items():
         sent, received = places[send], places[receipt]
         assert (sent.peer, sent.size_bytes, sent.samples) == (receipt[0], received.size_bytes, received.samples)

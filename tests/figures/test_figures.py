@@ -35,7 +35,7 @@ from hiertrain.figures import (
     plot_times,
     save_figure,
 )
-from hiertrain.program.actions import Kind
+from hiertrain.program.actions import Op, Role
 from hiertrain.values import InputError
 
 LAYERS = pd.DataFrame(
@@ -59,7 +59,7 @@ FIT = pd.DataFrame(
 SPANS = pd.DataFrame(
     [
         {"worker": "edge", "kind": str(kind), "start_ms": i, "end_ms": i + 1, "lane": lane, "source": source}
-        for i, kind in enumerate(Kind)
+        for i, kind in enumerate(ACTION_COLOURS)
         for lane in ("compute", "network")
         for source in ("predicted", "measured")
     ]
@@ -245,13 +245,14 @@ def test_unknown_sources_and_policies_are_refused():
 
 
 def test_every_action_has_a_colour():
-    assert set(ACTION_COLOURS) == set(Kind)
+    messages = {f"{op} {role}" for op in (Op.SEND, Op.RECEIVE) for role in Role}
+    assert set(ACTION_COLOURS) == messages | {Op.FORWARD, Op.BACKWARD, Op.UPDATE}
 
 
 def test_a_send_of_unknown_end_is_a_tick_that_the_legend_explains() -> None:
-    sent = SPANS[SPANS["kind"] == Kind.SEND_GRADIENTS].head(1)
+    sent = SPANS[SPANS["kind"] == "send gradients"].head(1)
     sent = sent.assign(end_ms=sent["start_ms"] + 0.0)
-    waiting = SPANS[SPANS["kind"] == Kind.RECEIVE_GRADIENTS].head(1)
+    waiting = SPANS[SPANS["kind"] == "receive gradients"].head(1)
     for source, ticks in (("measured", 1), ("predicted", 0)):
         fig = plot_timeline(pd.concat([sent, waiting]).assign(source=source))
         assert len(fig.axes[0].lines) == ticks

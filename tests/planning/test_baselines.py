@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertrain.cost.closed_form import iteration_s, memory_bytes
+from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.cost.integers import TIE
 from hiertrain.planning.baselines import best_chain, best_layer_parallel, single_worker_plan, single_worker_plans
 from hiertrain.problem.chain import Layer
@@ -18,7 +18,7 @@ from hiertrain.problem.plan import Assignment, Plan, check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program.compiler import compile_plan
-from hiertrain.program.simulator import simulate
+from hiertrain.program.simulator import iteration_s, simulate
 from hiertrain.values import InputError
 from tests.strategies import problems
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 
 from hiertrain.cost.bounds import Boxes, Evaluator
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.cost.integers import TIE, integer_costs
 from hiertrain.planning import cpsat
 from hiertrain.planning.heuristic import Candidate
@@ -19,6 +18,7 @@ from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
+from hiertrain.program.simulator import iteration_s
 from tests.strategies import large_problem, problems, slowed
 
 

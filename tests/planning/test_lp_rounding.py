@@ -29,7 +29,7 @@ from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
 from hiertrain.values import InputError
 from tests.oracles import enumerated_optimum
-from tests.strategies import problems, slowed, with_least_samples
+from tests.strategies import PAPER, problems, slowed, with_least_samples
 
 NAMES = ("device", "edge", "cloud")
 
@@ -64,7 +64,9 @@ def draw_star(data: st.DataObject, problem: Problem) -> Candidate:
 @settings(max_examples=120, derandomize=True, deadline=None)
 @given(st.data())
 def test_a_programme_of_given_samples_takes_as_long_as_the_plan(data: st.DataObject) -> None:
-    problem = often_sending(data, data.draw(st.integers(1, 4).flatmap(lambda workers: problems(workers=workers))))
+    problem = often_sending(
+        data, data.draw(st.integers(1, 4).flatmap(lambda workers: problems(workers=workers, executions=PAPER)))
+    )
     check_programme(problem, draw_star(data, problem))
 
 
@@ -90,7 +92,9 @@ def check_programme(problem: Problem, star: Candidate) -> None:
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(st.data())
 def test_layers_have_samples_enough_and_no_star_is_below_the_bound(data: st.DataObject) -> None:
-    problem = linear(data.draw(with_least_samples(data.draw(problems(workers=3, max_layers=3, max_batch=4)))))
+    problem = linear(
+        data.draw(with_least_samples(data.draw(problems(workers=3, max_layers=3, max_batch=4, executions=PAPER))))
+    )
     rounded = enumerate_and_round(problem)
     check_plan(rounded.plan, problem.profile.chain)
     assert rounded.relaxed_s <= enumerated_optimum(problem, "star")[0] * (1 + 1e-9) + 1e-15
@@ -127,7 +131,7 @@ def test_programmes_know_what_used_up_the_credit(data_holder: str, mbps: dict[tu
 
 
 @settings(max_examples=40, derandomize=True, deadline=None)
-@given(problems(workers=3, max_layers=3, max_batch=4))
+@given(problems(workers=3, max_layers=3, max_batch=4, executions=PAPER))
 def test_the_relaxed_optimum_is_below_every_star_and_the_rounded_plan_is_one(problem: Problem) -> None:
     rounded = enumerate_and_round(problem)
     optimum_s, _ = enumerated_optimum(problem, "star")
@@ -227,7 +231,7 @@ def test_root_and_excluded_workers_leave_fewer_roles() -> None:
 @pytest.mark.parametrize(
     ("constraint", "message"),
     [
-        ({"execution": Execution(activation_encoding="uint8")}, "activations travel as uint8"),
+        ({"execution": Execution(activation_encoding="uint8")}, "sample_encoding='uint8' activation_encoding='uint8'"),
         ({"memory_limit_bytes": {"edge": 10**9, "cloud": 10**9}}, "memory limits of cloud, edge"),
         ({"samples_stay": True}, "raw samples stay on 'device'"),
         ({"whole_model": True}, "every worker computes all layers"),
@@ -235,5 +239,7 @@ def test_root_and_excluded_workers_leave_fewer_roles() -> None:
 )
 def test_unknown_constraints_are_refused(constraint: dict[str, object], message: str) -> None:
     problem = replace(recorded("lenet5", 32), **constraint)
-    with pytest.raises(InputError, match=f"enumerate_and_round: {message}; the linear programmes know no such"):
+    with pytest.raises(
+        InputError, match=f"enumerate_and_round: {message}; the linear programmes know the paper's execution"
+    ):
         enumerate_and_round(problem)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain import files
-from hiertrain.cost.closed_form import iteration_s, memory_bytes
+from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.experiments.planners import try_every_plan
 from hiertrain.paths import DATA
 from hiertrain.planning import narrowing
@@ -22,6 +22,7 @@ from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.problem.solution import Progress, Shape, Solution
+from hiertrain.program.simulator import iteration_s
 from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans, branch_and_bound_optimum, enumerated_optima, enumerated_optimum
 from tests.strategies import constrained_problems, large_problem, many_workers, plans, problems, slowed
@@ -54,7 +55,8 @@ def active(plan: Plan) -> list[str]:
 @given(problems(workers=3, max_layers=3, max_batch=4))
 def test_three_workers_match_enumeration_and_a_star_is_no_better_than_a_tree(problem: Problem) -> None:
     optima = enumerated_optima(problem)
-    assert branch_and_bound_optimum(problem) == pytest.approx(optima["tree"][0], rel=1e-9, abs=1e-15)
+    if problem.execution == Execution.paper():
+        assert branch_and_bound_optimum(problem) == pytest.approx(optima["tree"][0], rel=1e-9, abs=1e-15)
     tree, star = optimize(problem), optimize(problem, shape="star")
     check_solution(problem, tree, optima["tree"][0])
     check_solution(problem, star, optima["star"][0])
@@ -275,12 +277,6 @@ def test_time_limit_gives_a_feasible_plan_and_a_valid_bound() -> None:
 def test_time_limit_must_be_positive_and_finite(limit_s: float) -> None:
     with pytest.raises(InputError, match=r"optimize: time_limit_s: .*got"):
         optimize(large_problem(3, 4, 20.0, seed=1), time_limit_s=limit_s)
-
-
-def test_activations_of_8_bits_are_refused() -> None:
-    problem = replace(large_problem(3, 4, 20.0, seed=1), execution=Execution(activation_encoding="uint8"))
-    with pytest.raises(InputError, match="activations travel as uint8: must be float32"):
-        optimize(problem)
 
 
 def test_clash_names_the_constraints() -> None:

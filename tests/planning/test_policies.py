@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain import files
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.cost.integers import TIE
 from hiertrain.figures import POLICY_STYLES
 from hiertrain.paths import DATA
@@ -22,10 +21,10 @@ from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, Profile
 from hiertrain.program.compiler import compile_plan
-from hiertrain.program.simulator import simulate
+from hiertrain.program.simulator import iteration_s, simulate
 from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans
-from tests.strategies import problems
+from tests.strategies import PLAIN, problems
 
 NAMES = ("device", "edge", "cloud")
 SLACK = 1 + RESOLUTION + TIE  # plans that differ by less are equal
@@ -121,7 +120,7 @@ def simulated_s(problem: Problem, plan: Plan) -> float:
 
 
 @settings(max_examples=15)
-@given(problems(workers=3, max_layers=3, max_batch=3))
+@given(problems(workers=3, max_layers=3, max_batch=3, executions=PLAIN))
 def test_every_policy_is_the_best_of_its_plans(problem: Problem) -> None:
     found = find_policies(problem)
     assert tuple(found) == POLICIES
@@ -166,7 +165,7 @@ def test_policies_of_recorded_profiles_keep_their_restrictions(model: str) -> No
 
 
 @settings(max_examples=50)
-@given(problems(workers=3), st.integers(1, 8))
+@given(problems(workers=3, executions=PLAIN), st.integers(1, 8))
 def test_linear_costs_are_right_at_one_number_of_samples(problem: Problem, samples: int) -> None:
     profile = problem.profile
     fitted = profile.linear_at(samples)

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 
 from hiertrain.cost.bounds import any_plan_bound_s
-from hiertrain.cost.closed_form import iteration_s
 from hiertrain.planning.optimize import optimize
 from hiertrain.planning.trees import larger, rank, trees
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
+from hiertrain.program.simulator import iteration_s
 from tests.strategies import many_workers, planned_problems
 
 

@@ -3,7 +3,6 @@ from pydantic import ValidationError
 
 from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.problem.chain import Chain, Layer
-from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan, check_plan
 from hiertrain.problem.problem import Problem
@@ -121,8 +120,3 @@ def test_memory_and_samples_per_layer() -> None:
     assert [CHAIN.samples_at("edge", layer) for layer in range(1, 6)] == [4, 4, 9, 0, 0]
     assert memory_bytes(problem, CHAIN, "edge") == 2 * 300 + 10 * (4 + 4 + 9)
     assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12)
-
-
-def test_raw_samples_as_float32_are_four_times_as_large() -> None:
-    problem = Problem(PROFILE, Network(links=LINKS), 12, "device", Execution(sample_encoding="float32"))
-    assert problem.sample_bytes == 16

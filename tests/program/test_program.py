@@ -5,7 +5,7 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
-from hiertrain.program.actions import Action, Kind, Program
+from hiertrain.program.actions import Action, Op, Program, Role
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import dry_run, simulate
 from hiertrain.values import InputError
@@ -38,12 +38,17 @@ PLAN = Plan(
 )
 
 JALAD = Execution(activation_encoding="uint8")
+CUT = (Role.ACTIVATIONS, Role.ACTIVATION_GRADIENTS)
+
+
+def program_of(actions: dict[str, tuple[Action, ...]]) -> Program:
+    return Program(batch_size=1, data_holder="device", actions=actions)
 
 
 def test_a_split_timed_by_hand() -> None:
     program = compile_plan(PLAN, PROFILE.chain, Execution.paper())
     ends = {
-        (span.worker, span.action.kind, span.action.last): (span.start_s * 1e3, span.end_s * 1e3)
+        (span.worker, span.action.label, span.action.last): (span.start_s * 1e3, span.end_s * 1e3)
         for span in simulate(program, PROFILE, NETWORK).spans
     }
 
@@ -51,55 +56,63 @@ def test_a_split_timed_by_hand() -> None:
         return pytest.approx((start, end))
 
     # 300 bytes of samples: 0.3 ms; the device's 2 samples meanwhile take 2 ms through layer a.
-    assert ends["device", Kind.SEND_SAMPLES, 0] == at(0, 1.3)
-    assert ends["device", Kind.FORWARD, 1] == at(0, 2)
-    assert ends["device", Kind.SEND_ACTIVATIONS, 1] == at(2, 5)
+    assert ends["device", "send samples", 0] == at(0, 1.3)
+    assert ends["device", "forward", 1] == at(0, 2)
+    assert ends["device", "send activations", 1] == at(2, 5)
     # The edge's 3 samples: 1.3 to 4.3; it waits until 5, then takes 5 samples through two layers, there and back.
-    assert ends["edge", Kind.FORWARD, 1] == at(1.3, 4.3)
-    assert ends["edge", Kind.RECEIVE_ACTIVATIONS, 1] == at(4.3, 5)
-    assert ends["edge", Kind.FORWARD, 3] == at(5, 15)
-    assert ends["edge", Kind.BACKWARD, 3] == at(15, 35)
+    assert ends["edge", "forward", 1] == at(1.3, 4.3)
+    assert ends["edge", "receive activations", 1] == at(4.3, 5)
+    assert ends["edge", "forward", 3] == at(5, 15)
+    assert ends["edge", "backward", 3] == at(15, 35)
     # 2000 bytes of gradients take 3 ms, while the edge goes on with its own 3 samples.
-    assert ends["edge", Kind.SEND_ACTIVATION_GRADIENTS, 1] == at(35, 38)
-    assert ends["edge", Kind.BACKWARD, 1] == at(35, 41)
-    assert ends["device", Kind.BACKWARD, 1] == at(38, 42)
+    assert ends["edge", "send activation gradients", 1] == at(35, 38)
+    assert ends["edge", "backward", 1] == at(35, 41)
+    assert ends["device", "backward", 1] == at(38, 42)
     # 500 bytes of parameters: 1.5 ms up; update 3 layers; 1.5 ms down.
-    assert ends["device", Kind.SEND_GRADIENTS, 1] == at(42, 43.5)
-    assert ends["edge", Kind.UPDATE, 3] == at(43.5, 46.5)
-    assert ends["edge", Kind.SEND_WEIGHTS, 1] == at(46.5, 48)
-    assert ends["device", Kind.RECEIVE_WEIGHTS, 1] == at(42, 48)
+    assert ends["device", "send gradients", 1] == at(42, 43.5)
+    assert ends["edge", "update", 3] == at(43.5, 46.5)
+    assert ends["edge", "send weights", 1] == at(46.5, 48)
+    assert ends["device", "receive weights", 1] == at(42, 48)
 
 
 def test_activations_of_8_bits_timed_by_hand() -> None:
     """2 samples of 1000 bytes as float32: 500 bytes and the 8 of their range take 1.508 ms, there and back."""
     spans = simulate(compile_plan(PLAN, PROFILE.chain, JALAD), PROFILE, NETWORK).spans
-    ends = {(span.worker, span.action.kind): (span.start_s * 1e3, span.end_s * 1e3) for span in spans}
-    assert ends["device", Kind.SEND_ACTIVATIONS] == pytest.approx((2, 3.508))
+    ends = {(span.worker, span.action.label): (span.start_s * 1e3, span.end_s * 1e3) for span in spans}
+    assert ends["device", "send activations"] == pytest.approx((2, 3.508))
     # The edge's own 3 samples take until 4.3 ms; 5 samples through two layers, there and back, take 30 ms.
-    assert ends["edge", Kind.RECEIVE_ACTIVATIONS] == pytest.approx((4.3, 4.3))
-    assert ends["edge", Kind.SEND_ACTIVATION_GRADIENTS] == pytest.approx((34.3, 35.808))
-    assert ends["device", Kind.BACKWARD] == pytest.approx((35.808, 39.808))
+    assert ends["edge", "receive activations"] == pytest.approx((4.3, 4.3))
+    assert ends["edge", "send activation gradients"] == pytest.approx((34.3, 35.808))
+    assert ends["device", "backward"] == pytest.approx((35.808, 39.808))
     # Gradients of the 500 bytes of parameters stay float32.
-    assert ends["device", Kind.SEND_GRADIENTS] == pytest.approx((39.808, 41.308))
+    assert ends["device", "send gradients"] == pytest.approx((39.808, 41.308))
 
 
-@pytest.mark.parametrize(
-    ("output_bytes", "samples", "size_bytes"), [(1000, 3, 758), (4, 1, 9), (0, 3, 0), (1000, 0, 0)]
-)
+@pytest.mark.parametrize(("output_bytes", "samples", "size_bytes"), [(1000, 3, 758), (4, 1, 9), (0, 3, 0)])
 def test_sizes_of_activations_of_8_bits(output_bytes: int, samples: int, size_bytes: int) -> None:
-    assert JALAD.activation_bytes(output_bytes, samples) == size_bytes
-    assert Execution.paper().activation_bytes(output_bytes, samples) == output_bytes * samples
+    layers = LAYERS[0].model_copy(update={"output_bytes": output_bytes}), *LAYERS[1:]
+    parts = {
+        "device": Assignment(parent="edge", depth=1, samples=samples),
+        "edge": Assignment(parent=None, depth=3, samples=0),
+    }
+    plan = Plan(batch_size=samples, data_holder="device", workers=parts)
+    for execution, expected in ((JALAD, size_bytes), (Execution.paper(), output_bytes * samples)):
+        program = compile_plan(plan, Chain(model="m", sample_bytes=100, layers=layers), execution)
+        sizes = {action.size_bytes for action in program.actions["device"] if action.role in CUT}
+        assert sizes == {expected}
 
 
 def sent_at_ms(burst_bytes: float, *sizes: int) -> list[tuple[float, float]]:
     """The spans of the device's messages to the edge, one before and all others after 1 sample's layer of 1 ms."""
     link = Link(source="device", target="edge", bandwidth_mbps=8, latency_ms=1, burst_bytes=burst_bytes)
-    send = [Action(Kind.SEND_SAMPLES, "edge", samples=1, size_bytes=size) for size in sizes]
-    receive = tuple(Action(Kind.RECEIVE_SAMPLES, "device", samples=1, size_bytes=size) for size in sizes)
-    compute = Action(Kind.FORWARD, first=1, last=1, samples=1)
-    program = Program({"device": (send[0], compute, *send[1:]), "edge": receive})
+    send = [Action(op=Op.SEND, role=Role.SAMPLES, peer="edge", rows=((0, 1),), size_bytes=size) for size in sizes]
+    receive = tuple(
+        Action(op=Op.RECEIVE, role=Role.SAMPLES, peer="device", rows=((0, 1),), size_bytes=size) for size in sizes
+    )
+    compute = Action(op=Op.FORWARD, first=1, last=1, rows=((0, 1),))
+    program = program_of({"device": (send[0], compute, *send[1:]), "edge": receive})
     spans = simulate(program, PROFILE, Network(links=(link,))).spans
-    return [(span.start_s * 1e3, span.end_s * 1e3) for span in spans if span.action.kind == Kind.SEND_SAMPLES]
+    return [(span.start_s * 1e3, span.end_s * 1e3) for span in spans if span.action.label == "send samples"]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +142,7 @@ def test_a_worker_that_only_holds_the_data_only_sends() -> None:
     }
     plan = Plan(batch_size=5, data_holder="device", workers=parts)
     program = compile_plan(plan, PROFILE.chain, Execution.paper())
-    assert [action.kind for action in program.actions["device"]] == [Kind.SEND_SAMPLES]
+    assert [action.label for action in program.actions["device"]] == ["send samples"]
     assert [str(action) for action in program.actions["edge"]] == [
         "receive samples of 5 samples from device",
         "forward layers 1..3 of 5 samples",
@@ -139,18 +152,18 @@ def test_a_worker_that_only_holds_the_data_only_sends() -> None:
 
 
 def test_a_deadlock_is_found_before_the_run() -> None:
-    wait = Action(Kind.RECEIVE_WEIGHTS, "edge", first=1, last=1, size_bytes=4)
+    wait = Action(op=Op.RECEIVE, role=Role.WEIGHTS, peer="edge", first=1, last=1, size_bytes=4)
     with pytest.raises(InputError, match=r"deadlocks: device at action 1 \(receive weights layers 1..1 from edge\)"):
-        dry_run(Program({"device": (wait,), "edge": ()}))
+        dry_run(program_of({"device": (wait,), "edge": ()}))
 
 
 def test_two_sides_that_disagree_are_found_before_the_run() -> None:
-    send = Action(Kind.SEND_WEIGHTS, "device", first=1, last=2, size_bytes=8)
-    wait = Action(Kind.RECEIVE_WEIGHTS, "edge", first=1, last=1, size_bytes=4)
+    send = Action(op=Op.SEND, role=Role.WEIGHTS, peer="device", first=1, last=2, size_bytes=8)
+    wait = Action(op=Op.RECEIVE, role=Role.WEIGHTS, peer="edge", first=1, last=1, size_bytes=4)
     with pytest.raises(InputError, match=r"edge will send weights .*8 bytes.* device will receive .*4 bytes"):
-        dry_run(Program({"device": (wait,), "edge": (send,)}))
+        dry_run(program_of({"device": (wait,), "edge": (send,)}))
     with pytest.raises(InputError, match=r"leaves messages unread: send weights layers 1\.\.2 to device by edge"):
-        dry_run(Program({"device": (), "edge": (send,)}))
+        dry_run(program_of({"device": (), "edge": (send,)}))
 
 
 def test_a_plan_that_does_not_fit_is_not_compiled() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.program.compiler import compile_plan
 from hiertrain.runtime.runner import Runner
 from hiertrain.runtime.transport import Transport
 from hiertrain.workload.chain_model import ChainModel, chain_from_module, summed_loss
@@ -96,9 +97,11 @@ def train_by_plan(
     meeting = threading.Barrier(len(plan.participants))
     models = {name: copy.deepcopy(model) for name in plan.participants}
 
+    program = compile_plan(plan, model.chain, Execution.paper())
+
     def work(name: str) -> None:
         transport = cast(Transport, Exchange(name, messages, meeting))
-        runner = Runner(name, plan, Execution.paper(), models[name], transport, optimizer)
+        runner = Runner(program.part(name), models[name], transport, optimizer)
         for samples, labels in batches:
             runner.iterate(labels, samples if name == plan.data_holder else None)
 

@@ -13,7 +13,7 @@ from hiertrain.control.jobs import Job
 from hiertrain.control.memory import worker_environment
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
-from hiertrain.program.actions import SEND_OF
+from hiertrain.program.actions import Op
 from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
 from hiertrain.testbeds.session import OnEvent, Testbed, WorkerError
@@ -74,12 +74,12 @@ def test_spans_of_hosts_with_different_clocks_are_put_on_one(separate: Separate)
     assert max(run.iteration_s) < 60  # without the offsets, a day
     timeline = run.timeline(10)
     for span in timeline.spans:
-        if span.action.kind in SEND_OF:
+        if span.action.op == Op.RECEIVE:
             send = next(
                 other
                 for other in timeline.spans
-                if (other.worker, other.action.kind, other.action.peer)
-                == (span.action.peer, SEND_OF[span.action.kind], span.worker)
+                if (other.worker, other.action.op, other.action.role, other.action.peer)
+                == (span.action.peer, Op.SEND, span.action.role, span.worker)
             )
             assert send.start_s <= span.end_s + 2 * run.clock_error_s
 

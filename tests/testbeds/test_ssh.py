@@ -19,6 +19,7 @@ import pytest
 from hiertrain.control.answers import Beat
 from hiertrain.paths import NOTEBOOKS, ROOT
 from hiertrain.problem.execution import Execution
+from hiertrain.program.compiler import compile_plan
 from hiertrain.testbeds import open_testbed, preflight
 from hiertrain.testbeds.local import LOOPBACK
 from hiertrain.testbeds.netns import INTERFACE, Namespace, namespaces
@@ -391,6 +392,7 @@ def test_a_killed_remote_worker_ends_the_training_with_its_name(machines: Machin
     dataset = load_dataset("synthetic")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6)
+    program = compile_plan(TWO, problem.profile.chain, problem.execution)
     with open_testbed(machines.settings_of("device", "edge")) as testbed:
 
         def kill_edge(_: str, event: object, __: bytes) -> None:
@@ -399,7 +401,7 @@ def test_a_killed_remote_worker_ends_the_training_with_its_name(machines: Machin
                     process.kill()
 
         with pytest.raises(WorkerError, match="worker edge is gone"):
-            testbed.run(train_jobs(testbed, problem, TWO, training), on_event=kill_edge)
+            testbed.run(train_jobs(testbed, problem, program, training), on_event=kill_edge)
     for name in WORKERS:
         assert not psutil.wait_procs(machines.python_processes(name), timeout=30)[1]
 

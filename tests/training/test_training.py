@@ -22,7 +22,7 @@ from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
-from hiertrain.program.actions import SEND_OF
+from hiertrain.program.actions import Op
 from hiertrain.program.compiler import compile_plan
 from hiertrain.runtime.encoding import dequantize, quantize
 from hiertrain.testbeds import open_testbed
@@ -306,12 +306,12 @@ def test_a_run_reports_spans_losses_and_accuracy(testbed: Testbed) -> None:
     assert {span.worker for span in timeline.spans} == set(WORKERS)
     for span in timeline.spans:
         assert 0 <= span.start_s <= span.end_s
-        if span.action.kind in SEND_OF:
+        if span.action.op == Op.RECEIVE:
             sends = [
                 other
                 for other in timeline.spans
-                if (other.worker, other.action.kind, other.action.peer)
-                == (span.action.peer, SEND_OF[span.action.kind], span.worker)
+                if (other.worker, other.action.op, other.action.role, other.action.peer)
+                == (span.action.peer, Op.SEND, span.action.role, span.worker)
             ]
             assert len(sends) == 1
             assert sends[0].start_s <= span.end_s

@@ -1,0 +1,83 @@
+"""The options of an execution as passes: each takes a template and an execution, and returns the template it makes.
+
+To add an option: a field of ``Execution``, a pass here, and a codec of the runtime where numbers travel otherwise.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import cache
+
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.tree import Tree
+from hiertrain.program.actions import Program, Role
+from hiertrain.program.template import Message, Size, Template, paper_template
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How numbers travel: by which codec, and in how many bytes per number and per message."""
+
+    codec: str
+    number_bytes: int
+    message_bytes: int = 0  # where there are any numbers
+    loss: str | None = None  # what makes it lose something; None: it does not
+
+
+SAMPLES = {"uint8": Encoding("uint8", 1), "float32": Encoding("float32", 4)}
+# 8 bits per number between the least and the greatest of a message, which stand before them as float32.
+ACTIVATIONS = {"float32": Encoding("float32", 4), "uint8": Encoding("scaled-uint8", 1, 8, "8-bit activations")}
+
+
+def encode_samples(template: Template, execution: Execution) -> Template:
+    """Raw samples in another encoding than uint8."""
+    return _encoded(template, (Role.SAMPLES,), 1, SAMPLES[execution.sample_encoding])
+
+
+def encode_activations(template: Template, execution: Execution) -> Template:
+    """Activations and their gradients in another encoding than float32."""
+    roles = Role.ACTIVATIONS, Role.ACTIVATION_GRADIENTS
+    return _encoded(template, roles, 4, ACTIVATIONS[execution.activation_encoding])
+
+
+PASSES: tuple[Callable[[Template, Execution], Template], ...] = (encode_samples, encode_activations)
+
+
+def template_of(tree: Tree, chain: Chain, data_holder: str, execution: Execution) -> Template:
+    """The template of a tree under an execution."""
+    template = paper_template(tree, chain, data_holder)
+    for apply in PASSES:
+        template = apply(template, execution)
+    return template
+
+
+def _encoded(template: Template, roles: Collection[Role], plain_bytes: int, encoding: Encoding) -> Template:
+    """Messages of these roles, whose numbers have ``plain_bytes`` each so far, in another encoding."""
+
+    @cache
+    def sized(size: Size) -> Size:
+        each = tuple(own * encoding.number_bytes // plain_bytes for own in size.each)
+        return Size(tuple(encoding.message_bytes * (own > 0) for own in each), each)
+
+    tasks = tuple(
+        replace(task, size=sized(task.size), encoding=encoding.codec)
+        if isinstance(task, Message) and task.role in roles
+        else task
+        for task in template.tasks
+    )
+    return replace(template, tasks=tasks)
+
+
+def lossy_layers(program: Program, chain: Chain) -> tuple[str, ...]:
+    """The layers after which a program sends less than all, each with its cause.
+
+    What ``Chain.inexact_layers`` cannot know: they make training differ from single-machine SGD.
+    """
+    causes = {encoding.codec: encoding.loss for encoding in ACTIVATIONS.values()}
+    sent = {
+        (action.last, causes.get(action.encoding or ""))
+        for own in program.actions.values()
+        for action in own
+        if action.role == Role.ACTIVATIONS
+    }
+    return tuple(f"{chain.layers[depth - 1].name}: {cause}" for depth, cause in sorted(sent) if cause)

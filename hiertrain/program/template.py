@@ -1,0 +1,181 @@
+"""The iteration of every plan of one tree, with the amounts still open: one description, read by all.
+
+The tasks of a tree are its workers' passes over their layers, the messages between workers and the update. Each has a
+*lane*, on which tasks are served in the order of the template: a worker's processor, or one direction of a link.
+What is open is each worker's depth and its own samples; every amount is linear in them. The compiler puts a plan's
+numbers in, the bounds a range of numbers, and the solver's model variables. Options of the execution are passes over
+the template: none of its readers knows them. ``paper_template`` is the paper's execution (hierarchical training stage):
+input, forward, backward, gradients up the tree, update at the root, weights down the tree.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from hiertrain.problem.chain import Chain
+from hiertrain.problem.tree import Tree
+from hiertrain.program.actions import Op, Role
+
+# A boundary between layers: the one at the depth of that worker, or, for None, the one before layer 1.
+Boundary = str | None
+
+
+@dataclass(frozen=True)
+class After:
+    """A task does not pass its boundary ``at`` before ``task`` has passed its boundary ``left``.
+
+    The boundaries are of passes; a message and the update only begin and end.
+    """
+
+    task: int  # place in the template
+    left: Boundary = None
+    at: Boundary = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One worker's way through layers 1 to its depth, forward or backward, for the samples that it has at each.
+
+    It takes messages at its children's depths, or sends them there, but not both.
+    """
+
+    op: Op
+    worker: str
+    after: tuple[After, ...]
+
+    @property
+    def start(self) -> Boundary:
+        return None if self.op == Op.FORWARD else self.worker
+
+    @property
+    def end(self) -> Boundary:
+        return self.worker if self.op == Op.FORWARD else None
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a message that belongs to boundary m: ``fixed[m]`` if it carries any samples, ``each[m]`` per sample."""
+
+    fixed: tuple[int, ...]  # (N + 1,)
+    each: tuple[int, ...]  # (N + 1,)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message between two workers, for all samples that start on ``origins``."""
+
+    role: Role
+    source: str
+    target: str
+    boundary: Boundary  # that it belongs to
+    origins: tuple[str, ...]
+    size: Size
+    encoding: str
+    after: tuple[After, ...]
+    deepest: int  # boundary at which there is such a message; beyond it nobody waits
+
+
+@dataclass(frozen=True)
+class Update:
+    """The optimizer's step over all layers."""
+
+    worker: str
+    after: tuple[After, ...]
+
+
+Task = Pass | Message | Update
+
+
+@dataclass(frozen=True)
+class Template:
+    """The tasks of a tree of active workers. Whatever a task waits for stands before it."""
+
+    tree: Tree
+    depth: int  # N
+    tasks: tuple[Task, ...]
+
+    @cached_property
+    def queued(self) -> tuple[tuple[int, ...], ...]:
+        """For each message, those before it on its lane; empty for other tasks."""
+        lanes: dict[tuple[str, str], list[int]] = {}
+        found = []
+        for number, task in enumerate(self.tasks):
+            lane = lanes.setdefault((task.source, task.target), []) if isinstance(task, Message) else []
+            found.append(tuple(lane))
+            lane.append(number)
+        return tuple(found)
+
+    @cached_property
+    def last(self) -> tuple[int, ...]:
+        """The tasks that no other waits for: the iteration ends with the last of them."""
+        awaited = {after.task for task in self.tasks for after in task.after}
+        return tuple(number for number in range(len(self.tasks)) if number not in awaited)
+
+    def follows(self, later: int, earlier: int) -> bool:
+        """Whether one message is never ready before another, if that is sent at all, has arrived."""
+        message = self.tasks[earlier]
+        assert isinstance(message, Message)
+        seen, open_ = set(), [later]
+        while open_:
+            for number in {after.task for after in self.tasks[open_.pop()].after} - seen:
+                if number == earlier:
+                    return True
+                seen.add(number)
+                task = self.tasks[number]
+                # Who waits for a message that may not be there may not wait at all.
+                if not isinstance(task, Message) or task.deepest == self.depth or task.boundary == message.boundary:
+                    open_.append(number)
+        return False
+
+
+def paper_template(tree: Tree, chain: Chain, data_holder: str) -> Template:
+    """The paper's synchronous iteration. Raw samples travel as uint8, all else as float32."""
+    tasks: list[Task] = []
+    none = (0,) * (chain.depth + 1)
+    raw = Size(none, (chain.sample_bytes, *none[1:]))
+    outputs = Size(none, (0, *(layer.output_bytes for layer in chain.layers)))
+    parameters = Size(chain.parameter_prefix_bytes, none)
+
+    def add(task: Task) -> int:
+        tasks.append(task)
+        return len(tasks) - 1
+
+    def at_cut(role: Role, source: str, target: str, child: str, size: Size, *after: After) -> int:
+        # Who computes the loss sends no activations.
+        deepest = chain.depth if size is parameters else chain.depth - 1
+        return add(Message(role, source, target, child, below[child], size, "float32", after, deepest))
+
+    workers, children = tree.workers, tree.children_of
+    below = {name: tuple(tree.workers[member] for member in tree.subtrees[at]) for at, name in enumerate(workers)}
+    parent = {name: workers[above] for name, above in zip(workers[1:], tree.parents[1:], strict=True)}
+    inputs = {
+        name: add(Message(Role.SAMPLES, data_holder, name, None, (name,), raw, "uint8", (), chain.depth))
+        for name in workers
+        if name != data_holder
+    }
+    forward, activations = {}, {}
+    for name in tree.upward:
+        own = [After(inputs[name])] if name in inputs else []
+        taken = [After(activations[child], at=child) for child in children[name]]
+        forward[name] = add(Pass(Op.FORWARD, name, (*own, *taken)))
+        if name in parent:
+            ready = After(forward[name], left=name)
+            activations[name] = at_cut(Role.ACTIVATIONS, name, parent[name], name, outputs, ready)
+    backward, gradients = {}, {}
+    for name in workers:
+        awaited = [After(forward[name], left=name, at=name)]
+        if name in parent:
+            ready = After(backward[parent[name]], left=name)
+            number = at_cut(Role.ACTIVATION_GRADIENTS, parent[name], name, name, outputs, ready)
+            awaited.append(After(number, at=name))
+        backward[name] = add(Pass(Op.BACKWARD, name, tuple(awaited)))
+    for name in tree.upward:
+        summed = After(backward[name]), *(After(gradients[child]) for child in children[name])
+        if name in parent:
+            gradients[name] = at_cut(Role.GRADIENTS, name, parent[name], name, parameters, *summed)
+        else:
+            gradients[name] = add(Update(name, summed))  # the root, which has them all
+    has_weights = {workers[0]: gradients[workers[0]]}
+    for name in workers[1:]:
+        ready = After(has_weights[parent[name]])
+        has_weights[name] = at_cut(Role.WEIGHTS, parent[name], name, name, parameters, ready)
+    return Template(tree, chain.depth, tuple(tasks))
