@@ -90,7 +90,7 @@ def test_a_checkout_of_another_user_has_its_commit(tmp_path, monkeypatch):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
     for path in (tmp_path, tmp_path / ".git"):
         os.chown(path, 12345, 12345)
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr("hiertrain.results.environment.ROOT", tmp_path)
     commit = environment_record().commit
     assert commit is not None
     assert len(commit) == 40
@@ -120,7 +120,9 @@ def test_the_environment_names_machine_and_versions():
 
 def test_versions_are_those_of_all_direct_dependencies_that_are_installed(monkeypatch):
     lines = ["torch==2", 'pandas==3; extra == "notebooks"', 'nowhere-to-be-found==1; extra == "notebooks"']
-    monkeypatch.setattr("hiertrain.results.records.metadata.requires", lambda _: [*lines, 'pytest==9; extra == "dev"'])
+    monkeypatch.setattr(
+        "hiertrain.results.environment.metadata.requires", lambda _: [*lines, 'pytest==9; extra == "dev"']
+    )
     assert list(package_versions()) == ["hiertrain", "pandas", "torch"]
 
 

@@ -145,7 +145,7 @@ def test_every_worker_keeps_its_memory_unless_the_settings_say_otherwise(
     with hosts_of(settings) as hosts:
         for host in hosts.values():
             *python, _, _ = host.command  # instead of -m hiertrain.worker
-            command = [*python, "-c", "from hiertrain import memory; print(memory.is_kept())"]
+            command = [*python, "-c", "from hiertrain.control import memory; print(memory.is_kept())"]
             printed = subprocess.run(command, env=host.environment, capture_output=True, text=True, check=True).stdout
             assert printed == f"{kept}\n"
             assert host.environment is not None
