@@ -83,10 +83,9 @@ class _Stages(NamedTuple):
 
 def _segments(per_layer: list[float]) -> Floats:
     """Entry (a, b): the sum over layers a + 1 .. b. Summed row by row, since differences of prefixes would cancel."""
-    layers = np.minimum(np.array(per_layer, dtype=float), LONGEST_S)
-    table = np.zeros((len(layers) + 1, len(layers) + 1))
-    for first in range(len(layers)):
-        table[first, first + 1 :] = np.cumsum(layers[first:])
+    size = len(per_layer)
+    table = np.zeros((size + 1, size + 1))
+    table[:-1, 1:] = np.cumsum(np.triu([np.minimum(per_layer, LONGEST_S)] * size), axis=1)
     return table
 
 
@@ -98,9 +97,9 @@ def _lines(costs: list[LayerCost]) -> _Lines:
 
 def _least_samples(per_layer: list[int]) -> Integers:
     """Entry (a, b): how few samples layers a + 1 .. b take at least, where they are computed at all."""
-    table = np.zeros((len(per_layer) + 1, len(per_layer) + 1), dtype=np.int64)
-    for first in range(len(per_layer)):
-        table[first, first + 1 :] = np.maximum.accumulate(per_layer[first:])
+    size = len(per_layer)
+    table = np.zeros((size + 1, size + 1), dtype=np.int64)
+    table[:-1, 1:] = np.maximum.accumulate(np.triu([per_layer] * size), axis=1)
     return table
 
 
@@ -124,19 +123,36 @@ class Evaluator:
         }
         self.update_s = {name: min(own.update_s, LONGEST_S) for name, own in times.items()}
         messages = {number: task for number, task in enumerate(self.template.tasks) if isinstance(task, Message)}
-        self.ways = {pair: _way(problem, *pair) for pair in {(task.source, task.target) for task in messages.values()}}
-        # Several messages are of one size, each of which is computed once.
+        self.ways = {number: _way(problem, task.source, task.target) for number, task in messages.items()}
+        self.delays = {number: self._delays(number) for number in messages}
+        # Several messages are of one size, which is computed once.
         sizes = {number: (task.boundary, task.origins, task.size) for number, task in messages.items()}
         first = {size: number for number, size in reversed(sizes.items())}
         self.size_as = {number: first[size] for number, size in sizes.items()}
         self.bytes_at = {
-            number: (np.array(task.size.fixed, dtype=float), np.array(task.size.each, dtype=float))
+            number: [np.array(own, dtype=float) if any(own) else None for own in (task.size.fixed, task.size.each)]
             for number, task in messages.items()
         }
+        place = {name: position for position, name in enumerate(tree.workers)}
+        self.members = {number: [place[name] for name in task.origins] for number, task in messages.items()}
         self.prefix_bytes = np.array(chain.parameter_prefix_bytes, dtype=float)
         kept = [float(layer.activation_bytes or 0) for layer in chain.layers]
         self.activations = _Lines(_segments([0.0] * chain.depth), (), (_segments(kept),))
         self.least_samples = _least_samples([layer.least_samples for layer in chain.layers])
+
+    def _delays(self, number: int) -> list[tuple[int, bool]]:
+        """A message and those before it on its lane, last first, and whether it may have to wait for each to leave.
+
+        On a link without credit it does not where it is never ready before the other has arrived. Those before the
+        first that it may wait for are left out.
+        """
+        queue = self.template.queued[number]
+        credit = self.ways[number].burst_bytes > 0
+        delays = [(number, True)]
+        delays += [(other, credit or not self.template.follows(number, other)) for other in reversed(queue)]
+        while not delays[-1][1]:
+            delays.pop()
+        return delays
 
     def bounds_s(self, boxes: Boxes) -> Floats:
         """A lower bound on the time of every plan of each box, that very time where the box is a single plan.
@@ -197,7 +213,7 @@ class _Evaluation:
                     self._pass(number, task)
                 case Message():
                     self.ready[number] = self._ready(task.after)
-                    self.passed[number, None] = self._arrival(number, task)
+                    self.passed[number, None] = self._arrival(number)
                 case Update():
                     self.passed[number, None] = self._ready(task.after) + self.at.update_s[task.worker]
         end = self._ready(tuple(After(number) for number in self.at.template.last))
@@ -240,31 +256,29 @@ class _Evaluation:
         """Bytes of a message, at the least."""
         number = self.at.size_as[number]
         if number not in self.sizes:
-            message, (fixed, each) = self.at.template.tasks[number], self.at.bytes_at[number]
+            message, members = self.at.template.tasks[number], self.at.members[number]
             assert isinstance(message, Message)
-            members = [self.tree.workers.index(name) for name in message.origins]
+            fixed, each = self.at.bytes_at[number]
             samples = self._least(self.boxes.low[members].sum(axis=0), self.boxes.high[members].sum(axis=0))
-            boundary, size = self.depth[message.boundary], np.zeros(len(samples))
-            if each.any():
-                size = size + each[boundary] * samples
-            if fixed.any():
-                size = size + fixed[boundary] * (samples > 0)
-            self.sizes[number] = size
+            boundary = self.depth[message.boundary]
+            size = np.zeros(len(samples)) if each is None else each[boundary] * samples
+            self.sizes[number] = size if fixed is None else size + fixed[boundary] * (samples > 0)
         return self.sizes[number]
 
-    def _arrival(self, number: int, message: Message) -> Floats:
+    def _arrival(self, number: int) -> Floats:
         """When a message arrives, behind all before it on its lane: the rule of ``Network``, unrolled.
 
         latency + max over k of (ready_k + max(0, 8 (x_k + .. + x_last) / bandwidth - credit)); an empty one when it is
         ready.
         """
-        way = self.at.ways[message.source, message.target]
+        way, own = self.at.ways[number], self._size(number)
         arrival, size = self.ready[number], np.zeros(1)
-        for earlier in (number, *reversed(self.at.template.queued[number])):
+        for earlier, waits in self.at.delays[number]:
             size = size + self._size(earlier)
-            excess = np.maximum(size - way.burst_bytes, 0.0) if way.burst_bytes else size
-            arrival = np.maximum(arrival, self.ready[earlier] + way.byte_s * excess)
-        return np.where(self._size(number) > 0, arrival + way.latency_s, self.ready[number])
+            if waits:
+                excess = np.maximum(size - way.burst_bytes, 0.0) if way.burst_bytes else size
+                arrival = np.maximum(arrival, self.ready[earlier] + way.byte_s * excess)
+        return np.where(own > 0, arrival + way.latency_s, self.ready[number])
 
     def _fits(self) -> Mask:
         """Whether each box may keep the memory limits, and give each layer samples enough."""
