@@ -261,8 +261,12 @@ class _Evaluation:
             fixed, each = self.at.bytes_at[number]
             samples = self._least(self.boxes.low[members].sum(axis=0), self.boxes.high[members].sum(axis=0))
             boundary = self.depth[message.boundary]
-            size = np.zeros(len(samples)) if each is None else each[boundary] * samples
-            self.sizes[number] = size if fixed is None else size + fixed[boundary] * (samples > 0)
+            size = np.zeros(len(samples))
+            if each is not None:
+                size += each[boundary] * samples
+            if fixed is not None:
+                size += fixed[boundary] * (samples > 0)
+            self.sizes[number] = size
         return self.sizes[number]
 
     def _arrival(self, number: int) -> Floats:

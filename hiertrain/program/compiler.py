@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
@@ -11,7 +12,13 @@ from hiertrain.program.actions import Action, Op, Program, Role, Rows, joined
 from hiertrain.program.passes import template_of
 from hiertrain.program.template import Boundary, Message, Pass, Template
 
-Event = tuple[Op, Message]
+
+class _Event(NamedTuple):
+    """One side of a message within a pass: at which depth, which side, and the message's place in the template."""
+
+    boundary: int
+    op: Op
+    message: int
 
 
 def compile_plan(plan: Plan, chain: Chain, execution: Execution) -> Program:
@@ -48,49 +55,48 @@ class _Lowered:
         """The actions of each participant, in the order of the template."""
         found: dict[str, list[Action]] = {name: [] for name in self.plan.participants}
         inside = self._inside()
-        within = {(op, id(message)) for events in inside.values() for op, message in events}
+        elsewhere = {(event.op, event.message) for events in inside.values() for event in events}
         for number, task in enumerate(self.template.tasks):
             if isinstance(task, Pass):
                 found[task.worker] += self._pass(task, inside[number])
             elif isinstance(task, Message):
                 for op, worker in ((Op.SEND, task.source), (Op.RECEIVE, task.target)):
-                    if (op, id(task)) not in within:
-                        found[worker] += self._message(op, task)
+                    if (op, number) not in elsewhere:
+                        found[worker] += self._message(op, number)
             else:
                 found[task.worker].append(Action(op=Op.UPDATE, first=1, last=self.template.depth))
         return {name: tuple(actions) for name, actions in found.items()}
 
-    def _inside(self) -> dict[int, list[Event]]:
-        """What happens within each pass: messages that it takes between its start and its end, or sends there."""
-        found: dict[int, list[Event]] = defaultdict(list)
+    def _inside(self) -> dict[int, list[_Event]]:
+        """What happens within each pass, between its start and its end."""
+        found: dict[int, list[_Event]] = defaultdict(list)
         for number, task in enumerate(self.template.tasks):
             for after in task.after:
                 other = self.template.tasks[after.task]
                 if isinstance(task, Message) and isinstance(other, Pass) and after.left not in (other.start, other.end):
-                    found[after.task].append((Op.SEND, task))
+                    found[after.task].append(_Event(self.depth[after.left], Op.SEND, number))
                 elif isinstance(other, Message) and isinstance(task, Pass) and after.at not in (task.start, task.end):
-                    found[number].append((Op.RECEIVE, other))
+                    found[number].append(_Event(self.depth[after.at], Op.RECEIVE, after.task))
         return found
 
-    def _pass(self, task: Pass, inside: list[Event]) -> list[Action]:
-        """The actions of a pass, cut where messages come or go."""
+    def _pass(self, task: Pass, inside: list[_Event]) -> list[Action]:
+        """The actions of a pass, cut where messages come or go; of a backward one from its end, then reversed."""
         steps: list[Action] = []
         position = 0
-        cuts = sorted(inside, key=lambda event: self.depth[event[1].boundary])
-        for boundary, events in [
-            *((self.depth[cut[1].boundary], [cut]) for cut in cuts),
-            (self.depth[task.worker], []),
-        ]:
+        cuts = sorted(inside, key=lambda event: event.boundary)  # those at one depth keep their order
+        for boundary, event in [*((cut.boundary, cut) for cut in cuts), (self.depth[task.worker], None)]:
             rows = self._rows(task.worker, position + 1)
             if boundary > position and rows:
                 steps.append(Action(op=task.op, first=position + 1, last=boundary, rows=rows))
             position = boundary
-            for event in events:
-                steps += self._message(*event)
+            if event is not None:
+                steps += self._message(event.op, event.message)
         return steps if task.op == Op.FORWARD else steps[::-1]
 
-    def _message(self, op: Op, message: Message) -> Iterator[Action]:
+    def _message(self, op: Op, number: int) -> Iterator[Action]:
         """One side of a message, if it is sent at all."""
+        message = self.template.tasks[number]
+        assert isinstance(message, Message)
         boundary = self.depth[message.boundary]
         if boundary > message.deepest or not any(self.own[name] for name in message.origins):
             return
