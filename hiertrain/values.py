@@ -118,7 +118,6 @@ RateMbps = Annotated[_Real, Field(ge=1e-3, le=1e6)]
 LatencyMs = Annotated[_Real, Field(ge=0, le=3.6e6)]  # an hour: beyond Mars
 Slowdown = Annotated[_Real, Field(ge=1e-3, le=1e4)]  # from a server to a microcontroller
 Threads = Annotated[_Whole, Field(ge=1, le=1024)]  # more cores no machine has
-Cores = Annotated[_Real, Field(ge=0.01, le=1024)]  # the kernel knows no quota below 1 ms of 100
 Port = Annotated[_Whole, Field(ge=1, le=65535)]  # 16 bits
 Seed = Annotated[_Whole, Field(ge=0, le=2**31 - 1)]  # OR-Tools takes 32 bits with a sign
 Count = Annotated[_Whole, Field(ge=0, le=10**9)]  # of iterations or repetitions: years of work

@@ -15,7 +15,7 @@ from hiertrain.control.jobs import ProbeJob, ProfileJob
 from hiertrain.problem.network import Link, LinkMeasurement, Network
 from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.testbeds.session import OnEvent, Testbed
-from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshWorker
+from hiertrain.testbeds.settings import AnySettings, SshWorker
 from hiertrain.values import RunError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.spec import ModelSettings
@@ -69,7 +69,7 @@ def _part_of_machine(settings: AnySettings, name: str) -> Hashable:
     """Equal for workers that would be equally fast without pacing. Two machines that SSH reaches never are."""
     worker = settings.workers[name]
     machine = name if isinstance(worker, SshWorker) else None
-    return machine, worker.threads, worker.accelerator, isinstance(worker, NetnsWorker) and worker.cpu_quota
+    return machine, worker.threads, worker.accelerator
 
 
 def measure_links(testbed: Testbed, *, repetitions: int = 5, target_s: float = 0.1) -> Network:

@@ -13,7 +13,7 @@ from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Profile
 from hiertrain.profiling.estimates import LIMIT as RESIDUAL
 from hiertrain.profiling.estimates import missed
-from hiertrain.testbeds.settings import AnySettings, NetnsWorker, SshSettings
+from hiertrain.testbeds.settings import AnySettings, SshSettings
 from hiertrain.values import Ratio, Value
 
 LATE = 0.01  # share of the time: paced hosts are then slower by that, while predictions are right within a few percent
@@ -115,17 +115,12 @@ def spreads(network: Network) -> list[Alarm]:
 def crowding(settings: AnySettings, workers: Collection[str], cores: int | None = None) -> list[Alarm]:
     """More computing at once than this machine has ``cores`` for, known before anything runs.
 
-    A paced worker computes for one part in ``slowdown`` of the time, one with a quota no more than that. Machines that
-    SSH reaches have cores of their own.
+    A paced worker computes for one part in ``slowdown`` of the time. Machines that SSH reaches have cores of their own.
     """
     if isinstance(settings, SshSettings):
         return []
     available = cores or os.cpu_count() or 1
-    needed = 0.0
-    for name in workers:
-        worker = settings.workers[name]
-        quota = worker.cpu_quota if isinstance(worker, NetnsWorker) else None
-        needed += min(worker.threads / worker.slowdown, quota or worker.threads)
+    needed = sum(settings.workers[name].threads / settings.workers[name].slowdown for name in workers)
     if len(workers) < 2 or needed <= available:
         return []
     return [

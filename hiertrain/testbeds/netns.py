@@ -2,26 +2,18 @@
 
 Any two hosts are joined by a veth pair, and each end that sends over a link of the settings is shaped by the kernel's
 token bucket. Only rates are shaped. A namespace has no name and is held open by a process that ends with its input, so
-that the kernel removes all of it whatever its owner dies of. Only a CPU quota's control group outlives a killed owner:
-the next one to be made removes it.
+that the kernel removes all of it whatever its owner dies of.
 """
 
-import errno
-import fcntl
 import os
-import secrets
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
-from pathlib import Path
-from typing import Literal
 
 from hiertrain.control.memory import worker_environment
 from hiertrain.problem.network import Link
@@ -36,11 +28,6 @@ FRAME_OVERHEAD = 1514 / 1448  # bytes that the token bucket counts per byte of T
 FAST_BPS = 100e6  # up to this rate every frame passes the token bucket by itself
 MOST_PACKET = 65536  # bytes, the kernel's own limit
 QUEUE = "64mb"  # more than TCP leaves in a queue: nothing is ever dropped
-MOUNTS = Path("/proc/self/mounts")
-GROUP = "hiertrain-"  # begins the names of our control groups
-QUOTA_PERIOD_US = 10_000  # short: a worker that has used its share waits for the next period
-LEAST_QUOTA_US = 1_000  # that the kernel takes
-END_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,32 +38,17 @@ class Namespace:
     address: str  # that the other namespaces reach
 
 
-@dataclass(frozen=True)
-class CpuController:
-    """The kernel's cpu controller as it is mounted here."""
-
-    folder: Path
-    version: Literal[1, 2]  # of control groups
-
-
 @contextmanager
 def netns_hosts(settings: NetnsSettings) -> Iterator[Mapping[str, Host]]:
     """One namespace per worker, until the end of the ``with`` block.
 
     Raises InputError when this machine lacks what namespaces need, or its kernel refuses them.
     """
-    quotas = {name: worker.cpu_quota for name, worker in settings.workers.items() if worker.cpu_quota is not None}
-    controller = cpu_controller(MOUNTS.read_text()) if quotas and MOUNTS.exists() else None
-    _require([*missing(), *(["a mounted cpu controller (for cpu_quota)"] if quotas and not controller else [])])
     worker = (sys.executable, "-m", "hiertrain.worker")
     environment = {**worker_environment(settings.memory_kept), "GLOO_SOCKET_IFNAME": INTERFACE}
-    with ExitStack() as stack:
-        hosts = stack.enter_context(namespaces(tuple(settings.workers), settings.links))
-        limit = {name: stack.enter_context(cpu_group(controller, n)) for name, n in quotas.items() if controller}
+    with namespaces(tuple(settings.workers), settings.links) as hosts:
         yield {
-            name: Host(
-                (*limit.get(name, ()), *host.enter, *worker), host.address, environment, partial(shape, hosts, name)
-            )
+            name: Host((*host.enter, *worker), host.address, environment, partial(shape, hosts, name))
             for name, host in hosts.items()
         }
 
@@ -88,7 +60,10 @@ def namespaces(names: Sequence[str], links: Sequence[Link]) -> Iterator[Mapping[
     They exist while the ``with`` block runs, and the processes that it starts in them. Raises InputError when this
     machine lacks what namespaces need, or its kernel refuses them.
     """
-    _require(missing())
+    if lacking := missing():
+        raise InputError(
+            f"network namespaces need {', '.join(lacking)}; the testbed notebooks/testbeds/local.yml does without"
+        )
     with _holders(len(names)) as holders:
         hosts = [
             Namespace(("nsenter", f"--net=/proc/{holder.pid}/ns/net"), str(SUBNET + number))
@@ -123,13 +98,6 @@ def missing() -> list[str]:
         tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
         lacking += [f"unshare to work ({' '.join(tried.stderr.split())})"] if tried.returncode else []
     return lacking
-
-
-def _require(lacking: Sequence[str]) -> None:
-    if lacking:
-        raise InputError(
-            f"network namespaces need {', '.join(lacking)}; the testbed notebooks/testbeds/local.yml does without"
-        )
 
 
 @contextmanager
@@ -222,81 +190,3 @@ def bucket_bytes(rate_bps: float) -> int:
     what the kernel's timer is late by, or the link is slower than asked for.
     """
     return max(1600 if rate_bps <= 20e6 else 3200, round(rate_bps * 0.3e-3 / 8))
-
-
-def cpu_controller(mounts: str) -> CpuController | None:
-    """Where a table of mounts, such as ``/proc/self/mounts``, says that the cpu controller is; None if nowhere."""
-    for line in mounts.splitlines():
-        _, folder, kind, options, *_ = line.split(" ")
-        if kind == "cgroup" and "cpu" in options.split(","):
-            return CpuController(Path(folder), 1)
-        if kind == "cgroup2" and "cpu" in Path(folder, "cgroup.controllers").read_text().split():
-            return CpuController(Path(folder), 2)
-    return None
-
-
-@contextmanager
-def cpu_group(controller: CpuController, cores: float) -> Iterator[tuple[str, ...]]:
-    """A control group of at most ``cores``: yields what, put before a command, starts it as a member.
-
-    At the end the group is removed, with whatever still runs in it. Raises InputError with the kernel's own words.
-    """
-    group = controller.folder / f"{GROUP}{secrets.token_hex(4)}"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(_made(controller, group, cores))
-            yield ("sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"))
-        finally:
-            _remove(group)
-
-
-@contextmanager
-def _made(controller: CpuController, group: Path, cores: float) -> Iterator[None]:
-    """Make a control group and hold the lock that says that it is in use; whatever its owner dies of, it is free."""
-    with ExitStack() as stack:
-        try:
-            with _locked(controller.folder):
-                _remove_dead_groups(controller.folder)
-                group.mkdir()
-                stack.enter_context(_locked(group))
-            period_us = max(QUOTA_PERIOD_US, round(LEAST_QUOTA_US / cores))
-            quota_us = round(period_us * cores)
-            if controller.version == 1:
-                (group / "cpu.cfs_period_us").write_text(str(period_us))
-                (group / "cpu.cfs_quota_us").write_text(str(quota_us))
-            else:
-                (controller.folder / "cgroup.subtree_control").write_text("+cpu")
-                (group / "cpu.max").write_text(f"{quota_us} {period_us}")
-        except OSError as error:
-            raise InputError(f"cpu_quota {cores:g}: {error}") from None
-        yield
-
-
-@contextmanager
-def _locked(group: Path, flags: int = fcntl.LOCK_EX) -> Iterator[None]:
-    with (group / "cgroup.procs").open() as file:
-        fcntl.flock(file, flags)
-        yield
-
-
-def _remove_dead_groups(folder: Path) -> None:
-    """Remove the groups that a killed owner has left. The caller holds the lock on ``folder``: none is half made."""
-    for group in folder.glob(f"{GROUP}*"):
-        # It may live, or its owner removes it just now.
-        with suppress(BlockingIOError, FileNotFoundError), _locked(group, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            _remove(group)
-
-
-def _remove(group: Path) -> None:
-    """Remove a group with all its processes."""
-    deadline = time.monotonic() + END_TIMEOUT_S
-    while group.exists():
-        try:
-            group.rmdir()
-        except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise
-            for process in (group / "cgroup.procs").read_text().split():
-                with suppress(ProcessLookupError):
-                    os.kill(int(process), signal.SIGKILL)
-            time.sleep(0.005)

@@ -15,7 +15,7 @@ from pydantic import Field, RootModel, ValidationInfo, field_validator, model_va
 from hiertrain import files
 from hiertrain.control.answers import BEAT_S
 from hiertrain.problem.network import Link, Network
-from hiertrain.values import MOST_WORKERS, Cores, InputError, Name, Port, Seconds, Slowdown, Threads, Value, shown
+from hiertrain.values import MOST_WORKERS, InputError, Name, Port, Seconds, Slowdown, Threads, Value, shown
 
 
 class WorkerSettings(Value):
@@ -33,20 +33,6 @@ class WorkerSettings(Value):
                 f"slowdown {slowdown:g}: must be 1 (no pacing) or at least 2, so that there is room to wait"
             )
         return slowdown
-
-
-class NetnsWorker(WorkerSettings):
-    """A worker in a network namespace of its own."""
-
-    cpu_quota: Cores | None = None  # cores that it may use, by a control group; None: no quota
-
-    @model_validator(mode="after")
-    def _pacing_or_quota(self) -> "NetnsWorker":
-        if self.cpu_quota is not None and self.slowdown != 1:
-            raise ValueError(
-                f"cpu_quota {self.cpu_quota:g} and slowdown {self.slowdown:g}: a worker has one or the other"
-            )
-        return self
 
 
 class SshWorker(WorkerSettings):
@@ -118,7 +104,7 @@ class LocalSettings(_TestbedSettings[WorkerSettings]):
         return self
 
 
-class NetnsSettings(_TestbedSettings[NetnsWorker]):
+class NetnsSettings(_TestbedSettings[WorkerSettings]):
     """Three hosts on this Linux machine: a network namespace for each worker, links shaped by the kernel."""
 
     kind: Literal["netns"] = "netns"

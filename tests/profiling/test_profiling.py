@@ -18,8 +18,6 @@ from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import (
     AnySettings,
     LocalSettings,
-    NetnsSettings,
-    NetnsWorker,
     SshSettings,
     SshWorker,
     WorkerSettings,
@@ -129,9 +127,7 @@ def test_paced_workers_share_a_base_if_they_compute_with_the_same_part_of_the_sa
     assert profiled_s(LocalSettings(data_holder="a", workers=workers)) == {"a": 1, "b": 8, "c": 4}
 
 
-def test_a_worker_with_a_quota_or_on_another_machine_is_no_base_for_a_paced_one() -> None:
-    workers = {"a": NetnsWorker(cpu_quota=0.5), "b": NetnsWorker(slowdown=4), "c": NetnsWorker(slowdown=2)}
-    assert profiled_s(NetnsSettings(data_holder="a", workers=workers)) == {"a": 1, "b": 8, "c": 4}
+def test_a_worker_on_another_machine_is_no_base_for_a_paced_one() -> None:
     machines = {
         name: SshWorker(host=name, address=f"10.0.0.{number}", interface="eth0", slowdown=slowdown)
         for number, (name, slowdown) in enumerate({"a": 1, "b": 4, "c": 4}.items(), start=1)

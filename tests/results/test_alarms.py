@@ -9,7 +9,7 @@ from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import Profile
 from hiertrain.results import alarms
 from hiertrain.results.tables import plan_alarms
-from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, NetnsWorker, SshSettings, WorkerSettings
+from hiertrain.testbeds.settings import LocalSettings, SshSettings, WorkerSettings
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.01, 0), (0.011, 1), (0.03, 1)])
@@ -86,8 +86,6 @@ def local(slowdown: float = 1, threads: int = 1) -> LocalSettings:
         (local(threads=4), "a", 2, 0),  # alone, as it was profiled
         (local(slowdown=2), "abc", 1, 1),
         (local(slowdown=2), "abc", 2, 0),
-        (NetnsSettings(data_holder="a", workers=dict.fromkeys("abc", NetnsWorker(cpu_quota=0.6))), "abc", 2, 0),
-        (NetnsSettings(data_holder="a", workers=dict.fromkeys("abc", NetnsWorker(cpu_quota=0.9))), "abc", 2, 1),
     ],
 )
 def test_more_computing_at_once_than_cores_is_known_beforehand(settings, workers, cores, count):

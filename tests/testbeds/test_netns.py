@@ -1,4 +1,4 @@
-"""Network namespaces: shaped links, CPU quotas, and nothing left behind whatever ends them."""
+"""Network namespaces: shaped links, and nothing left behind whatever ends them."""
 
 import os
 import signal
@@ -16,17 +16,14 @@ import pytest
 from hiertrain.problem.network import Link
 from hiertrain.testbeds import find_testbed, netns, open_testbed
 from hiertrain.testbeds.netns import (
-    CpuController,
     Namespace,
-    cpu_controller,
-    cpu_group,
     missing,
     namespaces,
     netns_hosts,
     shape,
 )
 from hiertrain.testbeds.nominal import nominal_network
-from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, NetnsWorker
+from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, WorkerSettings
 from hiertrain.values import InputError
 from tests.profiling.test_profiling import is_near, measured_links
 
@@ -54,21 +51,6 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as peer:
         print(time.monotonic())
         peer.sendall(message)
         peer.recv(1)
-"""
-# Computes for 0.4 s of wall time, half of it in a process of its own; prints the CPU time of both.
-SPENDER = """
-import os, time
-def spend():
-    begun = time.monotonic()
-    while time.monotonic() - begun < 0.2:
-        pass
-child = os.fork()
-spend()
-if not child:
-    os._exit(0)
-os.waitpid(child, 0)
-spend()
-print(sum(os.times()[:4]))
 """
 
 
@@ -108,17 +90,10 @@ def lives(network: int) -> bool:
     return False
 
 
-def controller_here() -> CpuController:
-    controller = cpu_controller(netns.MOUNTS.read_text())
-    assert controller is not None
-    return controller
-
-
-def traces() -> tuple[set[int], set[str], set[str]]:
-    """What a testbed could leave: processes of ours, interfaces outside the namespaces, control groups."""
+def traces() -> tuple[set[int], set[str]]:
+    """What a testbed could leave: processes of ours, and interfaces outside the namespaces."""
     children = {process.pid for process in psutil.Process().children(recursive=True)}
-    groups = {str(group) for group in controller_here().folder.glob(f"{netns.GROUP}*")}
-    return children, set(os.listdir("/sys/class/net")), groups
+    return children, set(os.listdir("/sys/class/net"))
 
 
 @pytest.mark.netns
@@ -190,8 +165,7 @@ def test_a_testbed_of_namespaces_has_the_links_of_its_settings() -> None:
     assert isinstance(settings, NetnsSettings)
     changed = {(link.source, link.target): link.bandwidth_mbps for link in settings.links} | {("edge", "device"): 100}
     links = tuple(link(source, target, mbps) for (source, target), mbps in changed.items())
-    workers = {**settings.workers, "edge": NetnsWorker(cpu_quota=4)}
-    settings = settings.model_copy(update={"workers": workers, "links": links})
+    settings = settings.model_copy(update={"links": links})
     nominal = nominal_network(settings)
     assert len(nominal.links) == 6
     assert [link.bandwidth_mbps for link in links[:2]] == [20, 100]
@@ -215,8 +189,8 @@ class StopError(Exception):
 
 @contextmanager
 def a_testbed() -> Iterator[list[int]]:
-    """Namespaces and a control group; yields the namespaces' inode numbers."""
-    with namespaces(("device", "edge"), [link("device", "edge", 200)]) as hosts, cpu_group(controller_here(), 0.5):
+    """Two namespaces and a link; yields the namespaces' inode numbers."""
+    with namespaces(("device", "edge"), [link("device", "edge", 200)]) as hosts:
         yield [network_of(host) for host in hosts.values()]
 
 
@@ -272,23 +246,22 @@ def interrupt_at(position: int) -> None:
     sys.settrace(trace)
 
 
-# A testbed with a process in one of its namespaces and its control group; prints what can be left of it.
+# A testbed with a process in one of its namespaces; prints what can be left of it.
 PARENT = """
 import subprocess, sys
 from hiertrain.testbeds import netns
-controller = netns.cpu_controller(netns.MOUNTS.read_text())
-with netns.namespaces(("device", "edge"), ()) as hosts, netns.cpu_group(controller, 0.5) as limit:
+with netns.namespaces(("device", "edge"), ()) as hosts:
     enter = [host.enter for host in hosts.values()]
-    worker = subprocess.Popen([*limit, *enter[0], "cat"], stdin=subprocess.PIPE, start_new_session=True)
+    worker = subprocess.Popen([*enter[0], "cat"], stdin=subprocess.PIPE, start_new_session=True)
     with worker:
-        print(limit[-1], worker.pid, *(command[1].split("/")[2] for command in enter), flush=True)
+        print(worker.pid, *(command[1].split("/")[2] for command in enter), flush=True)
         sys.stdin.read()
 """
 
 
 @contextmanager
-def parent() -> Iterator[tuple[subprocess.Popen[str], Path, list[psutil.Process]]]:
-    """A process with a testbed of its own; yields it, its control group and its children, the worker first."""
+def parent() -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A process with a testbed of its own; yields it and its children, the worker first."""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT],
         stdin=subprocess.PIPE,
@@ -298,75 +271,29 @@ def parent() -> Iterator[tuple[subprocess.Popen[str], Path, list[psutil.Process]
         cwd=REPOSITORY,
     ) as process:
         assert process.stdout is not None
-        procs, *pids = process.stdout.readline().split()
-        yield process, Path(procs).parent, [psutil.Process(int(pid)) for pid in pids]
+        yield process, [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
 
 
 @pytest.mark.netns
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
 def test_a_dead_parent_leaves_nothing_behind(how: signal.Signals) -> None:
-    with parent() as (living, living_group, _):
-        with parent() as (process, group, children):
-            networks = [os.stat(f"/proc/{child.pid}/ns/net").st_ino for child in children[1:]]
-            process.send_signal(how)
-            process.wait(30)
-            _, left = psutil.wait_procs(children, timeout=30)
-            assert all(child.status() == psutil.STATUS_ZOMBIE for child in left)
-            assert not any(lives(network) for network in networks)
-            assert group.exists() == (how == signal.SIGKILL)
-        with cpu_group(controller_here(), 1):  # the next start removes what a killed parent has left
-            assert not group.exists()
-            assert living_group.exists()
-        living.communicate()
-        assert not living_group.exists()
+    with parent() as (process, children):
+        networks = [os.stat(f"/proc/{child.pid}/ns/net").st_ino for child in children[1:]]
+        process.send_signal(how)
+        process.wait(30)
+        _, left = psutil.wait_procs(children, timeout=30)
+        assert all(child.status() == psutil.STATUS_ZOMBIE for child in left)
+        assert not any(lives(network) for network in networks)
 
 
-@pytest.mark.netns
-def test_a_quota_limits_a_worker_and_what_it_starts() -> None:
-    controller = controller_here()
-    with cpu_group(controller, 0.25) as limit, namespaces(("device",), ()) as hosts:
-        command = [*limit, *hosts["device"].enter, sys.executable, "-SEc", SPENDER]
-        spent_s = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        group = Path(limit[-1]).parent
-        throttled = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
-    # A period's quota may be spent at its end and the next one's at its beginning.
-    assert spent_s < 0.25 * 0.4 + 0.05
-    assert int(throttled["nr_throttled"]) > 10
-    assert not group.exists()
+SETTINGS = NetnsSettings(data_holder="device", workers=dict.fromkeys(("device", "edge"), WorkerSettings()))
 
 
-@pytest.mark.netns
-def test_the_end_of_a_group_ends_what_runs_in_it() -> None:
-    with cpu_group(controller_here(), 1) as limit:
-        process = subprocess.Popen([*limit, "cat"], stdin=subprocess.PIPE)
-        members = Path(limit[-1])
-        while str(process.pid) not in members.read_text().split():
-            assert process.poll() is None
-    with process:
-        assert process.wait(10) == -signal.SIGKILL
-
-
-def test_the_cpu_controller_is_found_in_the_table_of_mounts(tmp_path: Path) -> None:
-    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io\n")
-    table = f"proc /proc proc rw 0 0\ncgroup2 {tmp_path} cgroup2 rw,nosuid 0 0\n"
-    assert cpu_controller(table) == CpuController(tmp_path, 2)
-    (tmp_path / "cgroup.controllers").write_text("io\n")
-    assert cpu_controller(table) is None
-    old = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n"
-    assert cpu_controller(table + old) == CpuController(Path("/sys/fs/cgroup/cpu,cpuacct"), 1)
-    assert cpu_controller("cgroup /sys/fs/cgroup/cpuset cgroup rw,cpuset 0 0\n") is None
-
-
-SETTINGS = NetnsSettings(data_holder="device", workers={"device": NetnsWorker(cpu_quota=0.5), "edge": NetnsWorker()})
-
-
-def test_everything_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "mounts").write_text("")
-    monkeypatch.setattr(netns, "MOUNTS", tmp_path / "mounts")
+def test_everything_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr("shutil.which", lambda tool: None if tool in {"tc", "nsenter"} else tool)
     monkeypatch.setattr(sys, "platform", "linux")
-    wanted = r"need root, tc \(package iproute2\), nsenter \(.*util-linux\), .*cpu controller.*testbeds/local\.yml"
+    wanted = r"need root, tc \(package iproute2\), nsenter \(.*util-linux\); .*testbeds/local\.yml"
     with pytest.raises(InputError, match=wanted), netns_hosts(SETTINGS):
         pass
     monkeypatch.setattr(sys, "platform", "darwin")

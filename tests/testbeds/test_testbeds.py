@@ -25,7 +25,6 @@ from hiertrain.testbeds.settings import (
     AnySettings,
     LocalSettings,
     NetnsSettings,
-    NetnsWorker,
     SshSettings,
     SshWorker,
     WorkerSettings,
@@ -107,7 +106,9 @@ def machine(slowdown: float = 1) -> SshWorker:
             "emulated",
         ),
         (
-            NetnsSettings(data_holder="a", workers={"a": NetnsWorker(slowdown=2), "b": NetnsWorker()}, links=(LINK,)),
+            NetnsSettings(
+                data_holder="a", workers={"a": WorkerSettings(slowdown=2), "b": WorkerSettings()}, links=(LINK,)
+            ),
             "measured",
         ),
         (SshSettings(data_holder="a", workers={"a": machine(), "b": machine()}), "measured"),
@@ -120,7 +121,7 @@ def test_the_label_of_times(settings: AnySettings, kind: str) -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("latency_ms", 5), ("burst_bytes", 20_000)])
 def test_namespaces_refuse_what_they_do_not_shape(field: str, value: float) -> None:
-    workers = {"a": NetnsWorker(), "b": NetnsWorker()}
+    workers = {"a": WorkerSettings(), "b": WorkerSettings()}
     link = Link.model_validate({**dict(LINK), field: value})
     with pytest.raises(ValueError, match=rf"link from 'a' to 'b': {field} {value}; must be 0"):
         NetnsSettings(data_holder="a", workers=workers, links=(link,))
