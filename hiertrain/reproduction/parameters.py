@@ -14,14 +14,17 @@ from hiertrain.paths import INTERACTIVE, NOTEBOOKS, RESULTS
 from hiertrain.results.records import run_folder
 from hiertrain.values import InputError, Name, Value
 
+FIGURE_ENDINGS = ("png", "pdf", "csv")  # of the files that ``save_figure`` writes
+
 
 class NotebookSettings(Value):
     """What one notebook gets, and what must exist under results/<run>/ after it."""
 
     parameters: dict[str, JsonValue] = Field(default_factory=dict)  # in a variant: beside those of its base
-    reads: tuple[str, ...] = ()  # files of other runs, below results/
-    outputs: tuple[str, ...] = ()  # in a variant: those of its base
-    without: tuple[str, ...] = ()  # in a variant: outputs of its base that do not appear
+    reads: tuple[str, ...] = ()  # files of other runs, below results/; may have the wildcard *
+    outputs: tuple[str, ...] = ()  # all files but those of figures; in a variant: those of its base
+    figures: tuple[Name, ...] = ()  # by name; in a variant: those of its base
+    without: tuple[Name, ...] = ()  # in a variant: figures of its base that do not appear
 
     @field_validator("outputs")
     @classmethod
@@ -48,7 +51,7 @@ class ParameterFile(Value):
         for name, settings in self.notebooks.items():
             if self.base is None and (settings.without or not settings.outputs):
                 raise ValueError(f"notebook {name!r}: must have outputs, and nothing to go without")
-            if self.base is not None and settings.outputs:
+            if self.base is not None and (settings.outputs or settings.figures):
                 raise ValueError(f"notebook {name!r}: its outputs are those of the base {self.base!r}")
         return self
 
@@ -94,12 +97,13 @@ def _load_parameters(path: Path, notebooks: Path) -> ParameterFile:
     whole = {}
     for name, changes in variant.notebooks.items():
         check_known(f"{path}: notebook of {variant.base!r}", name, list(base))
-        for output in changes.without:
-            check_known(f"{path}: {name}: output of {variant.base!r}", output, base[name].outputs)
+        for figure in changes.without:
+            check_known(f"{path}: {name}: figure of {variant.base!r}", figure, base[name].figures)
         whole[name] = NotebookSettings(
             parameters={**base[name].parameters, **changes.parameters},
             reads=changes.reads,
-            outputs=tuple(output for output in base[name].outputs if output not in changes.without),
+            outputs=base[name].outputs,
+            figures=tuple(figure for figure in base[name].figures if figure not in changes.without),
         )
     return ParameterFile(run=variant.run, notebooks=whole)
 
@@ -139,8 +143,9 @@ def _prepare(name: str, settings: NotebookSettings, notebooks: Path, folder: Pat
     for parameter, value in parameters.items():
         check_known(f"{path}: {name}: parameter", parameter, list(declared))
         _check_type(f"{path}: {name}: parameter {parameter!r}", value, declared[parameter]["inferred_type_name"])
-    reads = tuple(folder.parent / path for path in settings.reads)
-    return Job(name, source, parameters, folder, reads, settings.outputs, len(cells))
+    reads = tuple(sorted(found for pattern in settings.reads for found in folder.parent.glob(pattern)))
+    figures = (f"figures/{figure}.{ending}" for figure in settings.figures for ending in FIGURE_ENDINGS)
+    return Job(name, source, parameters, folder, reads, (*settings.outputs, *figures), len(cells))
 
 
 def _check_type(where: str, value: JsonValue, annotation: str) -> None:

@@ -233,7 +233,7 @@ def test_a_notebook_without_its_pictures_is_an_error(bench, shown, message):
         ({"parameters": {"run": "other"}}, r"parameter 'run' is set by the driver"),
         ({"outputs": ["../a.txt"]}, r"output '\.\./a\.txt': must be a path inside the run's folder"),
         ({"outputs": []}, r"small\.yml: notebook '01-first': must have outputs"),
-        ({"without": ["a.txt"]}, r"small\.yml: notebook '01-first': must have outputs, and nothing to go without"),
+        ({"without": ["x"]}, r"small\.yml: notebook '01-first': must have outputs, and nothing to go without"),
         ({"output": ["a.txt"]}, r"small\.yml: notebooks\.01-first\.output: unknown field"),
     ],
 )
@@ -253,19 +253,20 @@ def variant(bench: Bench, **notebooks: object) -> None:
 def test_a_variant_says_only_what_is_different(bench):
     for name in ("01-first", "02-second"):
         bench.notebook(name, WRITE_A)
-    first = {"outputs": ["a.txt", "b.txt"], "parameters": {"factor": 2, "names": ["y"]}}
+    first = {"outputs": ["a.txt"], "figures": ["x", "y"], "parameters": {"factor": 2, "names": ["y"]}}
     bench.parameters(**{"01_first": first, "02_second": {"outputs": ["c.txt"]}})
-    variant(bench, **{"01-first": {"parameters": {"factor": 3}, "without": ["a.txt"], "reads": ["try/a.txt"]}})
+    variant(bench, **{"01-first": {"parameters": {"factor": 3}, "without": ["x"], "reads": ["try/*.txt"]}})
+    files.write_text(bench.run / "a.txt", "there")
     (job,) = prepare("smaller", notebooks=bench.notebooks, results=bench.results)
     assert job.parameters == {"run": "smaller", "factor": 3, "names": ["y"]}
-    assert job.outputs == ("b.txt",)
+    assert job.outputs == ("a.txt", "figures/y.png", "figures/y.pdf", "figures/y.csv")
     assert job.reads == (bench.run / "a.txt",)
     before = _fingerprint(job, "", ())
     files.write_text(bench.run / "a.txt", "changed")
     assert _fingerprint(job, "", ()) != before
     for part, message in [
         ({"01-frist": {}}, r"notebook of 'small' '01-frist' does not exist; did you mean '01-first'\?"),
-        ({"01-first": {"without": ["c.txt"]}}, r"01-first: output of 'small' 'c\.txt' does not exist"),
+        ({"01-first": {"without": ["z"]}}, r"01-first: figure of 'small' 'z' does not exist"),
         ({"01-first": {"outputs": ["a.txt"]}}, r"notebook '01-first': its outputs are those of the base 'small'"),
     ]:
         variant(bench, **part)
