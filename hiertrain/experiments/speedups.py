@@ -17,7 +17,7 @@ from hiertrain.results.tables import timeline_table
 def policy_table(
     settings: Emulated, cases: Sequence[Case], results: Mapping[str, Mapping[str, Any]], work_s: float
 ) -> pd.DataFrame:
-    """One row per case and policy: the setting, the plan in words, its predicted time, and the one that it had.
+    """One row per case and policy: the setting, the plan (``plan_columns``), its predicted time, and the one it had.
 
     ``observed_ms`` is the median over ``iterations``, NaN where the plan was not executed; ``low_ms`` and ``high_ms``
     are the quartiles; ``kind``: of the observed times; ``record``: where they come from.
@@ -32,7 +32,7 @@ def policy_table(
                 {
                     **dict(case.setting),
                     "policy": policy.name,
-                    "plan": describe(policy.plan),
+                    **plan_columns(policy.plan),
                     "predicted_ms": policy.predicted_s * 1e3,
                     "observed_ms": np.median(times_ms),
                     "low_ms": low,
@@ -46,13 +46,30 @@ def policy_table(
     return pd.DataFrame(rows)
 
 
-def describe(plan: Plan) -> str:
-    """A plan in words: each worker that computes, its layers, its own samples and whom it sends to."""
+def plan_columns(plan: Plan) -> dict[str, str | int]:
+    """What tables say of a plan.
+
+    ``plan``: in words; ``division``: the same without samples; ``workers``: that compute; ``root_depth``: layers that
+    the root computes, and so all; ``other_depth``: the most that any other worker does, 0 where there is none.
+    """
+    others = [part.depth for name, part in plan.workers.items() if part.parent and plan.active(name)]
+    return {
+        "plan": describe(plan),
+        "division": describe(plan, samples=False),
+        "workers": 1 + len(others),
+        "root_depth": plan.workers[plan.root].depth,
+        "other_depth": max(others, default=0),
+    }
+
+
+def describe(plan: Plan, samples: bool = True) -> str:
+    """A plan in words, for people: each worker that computes, its layers, its own samples and whom it sends to."""
     parts = []
     for name, part in plan.workers.items():
         if plan.active(name):
+            own = f" x {part.samples}" if samples else ""
             parent = f" to {part.parent}" if part.parent else ""
-            parts.append(f"{name} 1..{part.depth} x {part.samples}{parent}")
+            parts.append(f"{name} 1..{part.depth}{own}{parent}")
     return "; ".join(parts)
 
 

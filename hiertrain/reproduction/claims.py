@@ -10,7 +10,7 @@ import pandas as pd
 from hiertrain.figures.speedups import STATED_SPEEDUP
 from hiertrain.reproduction import findings
 from hiertrain.reproduction.coverage import Need, Rows
-from hiertrain.reproduction.findings import BASELINES, Finding, Verdict
+from hiertrain.reproduction.findings import BASELINES, SETTING, Finding, Verdict
 
 Certainty = Literal["abstract", "summary by others", "recalled, unverified", "ours"]
 
@@ -33,16 +33,6 @@ class Statement:
     decided: Verdict | None = None  # what a part of the points can show, where they are divisible
 
 
-SETTING = (
-    "model",
-    "batch_size",
-    "sample_encoding",
-    "device_edge_mbps",
-    "cloud_mbps",
-    "device_slowdown",
-    "edge_slowdown",
-    "cloud_slowdown",
-)
 GRID = ("tables/06-speedups.csv", "tables/06-policies.csv")
 
 

@@ -4,7 +4,6 @@ Speedups are another policy's time per iteration over HierTrain's; they and the 
 06-speedups. Raises KeyError for a table without a column that a rule needs.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -27,7 +26,17 @@ CLOSE, CLOSER, ENOUGH = 10, 5, 0.95  # percent of the time that most and half of
 BASELINES = ("all-device", "all-edge", "all-cloud", "jointdnn", "jointdnn+", "data-parallel", "layer-parallel")
 # The names of the fully connected layers, by the models of 01-models.
 FULLY_CONNECTED = r"fc\d*$|classifier|heads"
-PART = re.compile(r"(\S+) 1\.\.(\d+) x \d+(?: to (\S+))?")  # of a plan in words: worker, depth, parent
+# The columns that make up a setting of 06-speedups.
+SETTING = [
+    "model",
+    "batch_size",
+    "sample_encoding",
+    "device_edge_mbps",
+    "cloud_mbps",
+    "device_slowdown",
+    "edge_slowdown",
+    "cloud_slowdown",
+]
 # The models that the paper is recalled to use.
 PAPER_MODELS = ("lenet5", "alexnet-cifar", "alexnet")
 NOTHING_TO_COMPARE = "no setting of this run has hiertrain and a policy to compare it with"
@@ -91,7 +100,7 @@ def unbeaten(others: tuple[str, ...], speedups: pd.DataFrame, policies: pd.DataF
     if ratios.empty:
         foreseen = _most(rows, "predicted")
         return _only_predicted(speedups, foreseen, foreseen["predicted"])
-    tried = len(ratios[_settings(speedups)].drop_duplicates())
+    tried = len(ratios[SETTING].drop_duplicates())
     faster = ratios[ratios["observed"] > 1 + NOISE]
     if faster.empty:
         closest = _most(ratios, "observed")
@@ -113,15 +122,14 @@ def hybrid(speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
 
     By more than noise; a setting without interval counts by its value at both ends of the share's.
     """
-    keys = _settings(speedups)
     rows = _pairs(speedups, policies, ["layer-parallel", "data-parallel"])
     if rows.empty:
         return Finding("open", NOTHING_TO_COMPARE)
-    share = float((rows.groupby(keys)["predicted"].min() > 1 + NOISE).mean())
+    share = float((rows.groupby(SETTING)["predicted"].min() > 1 + NOISE).mean())
     observed = rows.dropna(subset="observed")
     if observed.empty:
         return _only_predicted(speedups, _most(rows, "predicted"), share)
-    better = observed.loc[observed.groupby(keys)["observed"].idxmin()]
+    better = observed.loc[observed.groupby(SETTING)["observed"].idxmin()]
     ratios = {name: better[name].fillna(better["observed"]) for name in ("observed", "low", "high")}
     shares = {name: float((ratio > 1 + NOISE).mean()) for name, ratio in ratios.items()}
     won = (better["observed"] > 1 + NOISE).sum()
@@ -140,7 +148,7 @@ def hybrid(speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
 
 def adapts(policies: pd.DataFrame) -> Finding:
     """Whether hiertrain's plan changes along each model's longest sweep of the rate to the cloud."""
-    same = [key for key in _settings(policies) if key != "cloud_mbps"]
+    same = [key for key in SETTING if key != "cloud_mbps"]
     sweeps = {}
     for model, rows in policies[policies["policy"] == "hiertrain"].groupby("model", sort=False):
         groups = [group for _, group in rows.groupby(same, sort=False)]
@@ -149,7 +157,7 @@ def adapts(policies: pd.DataFrame) -> Finding:
     if not sweeps:
         return Finding("open", "the grid of this run has one rate to the cloud only")
     found = {model: sweep["plan"].nunique() for model, sweep in sweeps.items()}
-    cuts = {model: sweep["plan"].str.replace(r" x \d+", "", regex=True).nunique() for model, sweep in sweeps.items()}
+    cuts = {model: sweep["division"].nunique() for model, sweep in sweeps.items()}
     rates = {model: sorted(sweep["cloud_mbps"]) for model, sweep in sweeps.items()}
     told = (f"{model} {found[model]} at {len(rates[model])} rates ({cuts[model]} but for samples)" for model in sweeps)
     return Finding(
@@ -184,20 +192,12 @@ def kept(policies: pd.DataFrame, layers: pd.DataFrame) -> Finding:
 
     For a model whose layers are not listed: whether they leave the last layer to it.
     """
-    before = {}  # by model: number of layers before the first fully connected one
-    for model, own in layers.groupby("model"):
-        matches = own["layer"].str.match(FULLY_CONNECTED)
-        before |= {model: int(np.argmax(matches))} if matches.any() else {}
-    plans = policies[(policies["policy"] == "hiertrain") & policies["plan"].str.contains(";")]
+    plans = policies[(policies["policy"] == "hiertrain") & (policies["workers"] > 1)]
     if plans.empty:
         return Finding("open", "no plan of this run has several workers")
-
-    def is_kept(row: pd.Series) -> bool:
-        parts = PART.findall(row["plan"])
-        most = before.get(row["model"], max(int(depth) for _, depth, _ in parts) - 1)
-        return all(int(depth) <= most for _, depth, parent in parts if parent)
-
-    good = plans.apply(is_kept, axis="columns")
+    position = layers.groupby("model").cumcount()
+    before = position[layers["layer"].str.match(FULLY_CONNECTED)].groupby(layers["model"]).min()  # layers before these
+    good = plans["other_depth"] <= plans["model"].map(before).fillna(plans["root_depth"] - 1)
     reason, where = f"{good.sum()} of {len(plans)} plans of several workers", "the whole grid"
     if not good.all():
         broken = plans[~good].iloc[0]
@@ -332,18 +332,12 @@ def _predictions(plans: pd.DataFrame, where: str, kind: str) -> Finding:
     )
 
 
-def _settings(table: pd.DataFrame) -> list[str]:
-    """The columns that make up a setting: they stand before the policy."""
-    return list(table.columns[: list(table.columns).index("policy")])
-
-
 def _pairs(speedups: pd.DataFrame, policies: pd.DataFrame, others: list[str] | tuple[str, ...]) -> pd.DataFrame:
     """One row per setting and other policy: the speedup over it, and both plans."""
-    keys = _settings(speedups)
-    plans = policies[[*keys, "policy", "plan", "late_share"]]
+    plans = policies[[*SETTING, "policy", "plan", "late_share"]]
     ours = plans[plans["policy"] == "hiertrain"].drop(columns="policy")
-    speedups = speedups.astype({key: plans[key].dtype for key in keys})  # an empty table has types of its own
-    pairs = speedups.merge(plans, on=[*keys, "policy"]).merge(ours, on=keys, suffixes=("", "_of"))
+    speedups = speedups.astype({key: plans[key].dtype for key in SETTING})  # an empty table has types of its own
+    pairs = speedups.merge(plans, on=[*SETTING, "policy"]).merge(ours, on=SETTING, suffixes=("", "_of"))
     return pairs[pairs["policy"].isin(others)]
 
 

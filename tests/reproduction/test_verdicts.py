@@ -9,19 +9,21 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from hiertrain.claims import NOTEBOOKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain import files
 from hiertrain.experiments.grid import Setting
-from hiertrain.experiments.speedups import speedup_table
+from hiertrain.experiments.speedups import describe, plan_columns, speedup_table
 from hiertrain.figures.claims import plot_claims
 from hiertrain.paths import NOTEBOOKS as FOLDER
 from hiertrain.paths import RESULTS
-from hiertrain.reproduction.claims import SETTING, STATEMENTS
-from hiertrain.reproduction.findings import reaches, unbeaten
+from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.reproduction.claims import STATEMENTS
+from hiertrain.reproduction.findings import SETTING, reaches, unbeaten
 from hiertrain.reproduction.notebooks import NotebookRecord
-from hiertrain.reproduction.verdicts import NOTEBOOKS, Claim, claims, claims_table
+from hiertrain.reproduction.verdicts import Claim, claims, claims_table
 from hiertrain.results.environment import environment_record
 from hiertrain.results.records import load_record, save_record
 from hiertrain.values import InputError
@@ -38,12 +40,21 @@ TIMES = {
     "hiertrain": (100.0, 100.0, 100.0),
     "hiertrain+": (99.0, 98.0, 97.0),
 }
+
+
+def plan(**workers: tuple[str | None, int, int]) -> Plan:
+    """By worker: parent, depth, samples."""
+    parts = {name: Assignment(parent=parent, depth=m, samples=b) for name, (parent, m, b) in workers.items()}
+    return Plan(batch_size=128, data_holder="device", workers=parts)
+
+
+CLOUD = {"cloud": (None, 9, 128), "device": ("cloud", 0, 0), "edge": ("cloud", 0, 0)}
 PLANS = (
-    "device 1..2 x 3; edge 1..6 x 5 to cloud; cloud 1..9 x 120",
-    "device 1..6 x 4 to cloud; cloud 1..9 x 124",
-    "device 1..6 x 9 to cloud; cloud 1..9 x 119",
+    plan(device=("edge", 2, 3), edge=("cloud", 6, 5), cloud=(None, 9, 120)),
+    plan(device=("cloud", 6, 4), edge=("cloud", 0, 0), cloud=(None, 9, 124)),
+    plan(device=("cloud", 6, 9), edge=("cloud", 0, 0), cloud=(None, 9, 119)),
 )
-PLANS = tuple(plan.replace("x 3;", "x 3 to edge;") for plan in PLANS)
+TOO_DEEP = plan(device=("cloud", 7, 9), edge=("cloud", 0, 0), cloud=(None, 9, 119))
 ALL_CLOUD, JOINTDNN, LOWEST_ALL_CLOUD, LOWEST_JOINTDNN = range(4)
 MINIMUM, PROVEN, HYBRID, NEVER_SLOWER, ADAPTS, CONNECTED, KEPT = range(4, 11)
 SAME, SAME_LOSSES, EIGHT_BITS, PREDICTED, PREDICTED_GRID, PLAIN, DDP, PIPELINING = range(11, 19)
@@ -53,7 +64,7 @@ def save(table: pd.DataFrame, folder: Path, name: str) -> None:
     files.write_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False))
 
 
-def grid(times: dict[str, tuple[float, ...]], plans: tuple[str, ...] = PLANS, executed: bool = True) -> pd.DataFrame:
+def grid(times: dict[str, tuple[float, ...]], plans: tuple[Plan, ...] = PLANS, executed: bool = True) -> pd.DataFrame:
     """What 06-policies would hold."""
     rows = []
     for index, rate in enumerate(RATES):
@@ -72,7 +83,7 @@ def grid(times: dict[str, tuple[float, ...]], plans: tuple[str, ...] = PLANS, ex
                 {
                     **dict(setting),
                     "policy": policy,
-                    "plan": plans[index] if policy == "hiertrain" else "cloud 1..9 x 128",
+                    **plan_columns(plans[index] if policy == "hiertrain" else plan(**CLOUD)),
                     "predicted_ms": own[index] * 1.02,
                     "observed_ms": observed_ms,
                     "low_ms": observed_ms * 0.99,
@@ -207,7 +218,7 @@ def test_numbers_are_those_of_the_tables(run):
     assert largest.predicted == pytest.approx(8)
     assert (largest.low, largest.high) == pytest.approx((8 * 0.99 / 1.01, 8 * 1.01 / 0.99))
     assert "1.5 to the cloud" in largest.where
-    assert PLANS[0] in largest.reason
+    assert describe(PLANS[0]) in largest.reason
     closest = found[MINIMUM]  # hiertrain+ at 20 Mbit/s
     assert closest.measured == pytest.approx(1 / 0.97)
     assert (closest.low, closest.high) == pytest.approx((0.99 / 1.01 / 0.97, 1.01 / 0.99 / 0.97))
@@ -254,8 +265,8 @@ def without_intervals(policies: pd.DataFrame) -> pd.DataFrame:
         (grid(TIMES, PLANS[:1] * 3), ADAPTS, "fails"),
         (grid(TIMES, (*PLANS[:1] * 2, PLANS[1])), ADAPTS, "holds"),
         (pd.concat([grid(TIMES), grid(TIMES, PLANS[:1] * 3).assign(model="vgg16")]), ADAPTS, "holds"),
-        (grid(TIMES, (*PLANS[:2], "device 1..7 x 9 to cloud; cloud 1..9 x 119")), KEPT, "fails"),
-        (grid(TIMES, ("cloud 1..9 x 128",) * 3), KEPT, "open"),
+        (grid(TIMES, (*PLANS[:2], TOO_DEEP)), KEPT, "fails"),
+        (grid(TIMES, (plan(**CLOUD),) * 3), KEPT, "open"),
         (grid(TIMES)[lambda rows: rows["cloud_mbps"] == 5], ADAPTS, "open"),
     ],
 )
