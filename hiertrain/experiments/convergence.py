@@ -3,7 +3,7 @@
 Policies that come to the same work share a run, which is one record, so that interrupted trainings go on with the next.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -44,10 +44,11 @@ def problem_of(settings: Emulated, setting: Setting, chain: Chain) -> Problem:
     return replace(problem, profile=Profile.model_validate({**sizes, "workers": problem.profile.workers}))
 
 
-def cut_policies(problem: Problem, depth: int) -> list[Policy]:
+def cut_policies(problem: Problem, depth: int) -> dict[str, Policy]:
     """One cut, whether it pays or not: the device computes layers 1..depth of all samples, the cloud goes on.
 
-    First with activations as float32, then with 8 bits. Raises InputError unless both have a layer.
+    By name: JointDNN's with activations as float32, then JALAD's with 8 bits. Raises InputError unless both have a
+    layer.
     """
     layers = problem.profile.layers
     if not 1 <= depth < len(layers):
@@ -58,35 +59,40 @@ def cut_policies(problem: Problem, depth: int) -> list[Policy]:
     plan = Plan(batch_size=problem.batch_size, data_holder=problem.data_holder, workers=workers)
     eight_bits = problem.execution.model_copy(update={"activation_encoding": "uint8"})
     place = layers[depth - 1].name
-    return [
-        Policy(f"jointdnn at {place}", plan, problem),
-        Policy(f"jalad at {place}", plan, replace(problem, execution=eight_bits)),
-    ]
+    return {
+        f"jointdnn at {place}": Policy("jointdnn", plan, problem),
+        f"jalad at {place}": Policy("jalad", plan, replace(problem, execution=eight_bits)),
+    }
 
 
 def train_each(
-    run: str, settings: Emulated, setting: Setting, policies: Sequence[Policy], training: Training, data: Dataset
+    run: str, settings: Emulated, setting: Setting, policies: Mapping[str, Policy], training: Training, data: Dataset
 ) -> dict[str, Mapping[str, Any]]:
     """Train by every policy's plan, those that come to the same work once.
 
-    By the names of the policies that share a run, joined with ", ": ``kind``, ``plan`` in words, ``encoding`` of the
-    activations, ``losses`` and ``elapsed_s`` per iteration, ``accuracies`` by iteration (of the snapshots, on the test
-    samples), ``late_share``. Raises InputError and WorkerError.
+    By the names of the policies that share a run, joined with ", ": ``names``, the same apart, ``drawn_as``, the policy
+    that the first of them is, ``kind``, ``plan`` in words, ``encoding`` of the activations, ``losses`` and
+    ``elapsed_s`` per iteration, ``accuracies`` by iteration (of the snapshots, on the test samples), ``late_share``.
+    Raises InputError and WorkerError.
     """
     content = training.model_dump(mode="json", exclude={"data_folder"})
     parameters: dict[str, Mapping[str, object]] = {}
-    sharing: dict[str, list[Policy]] = {}
-    for policy in policies:
+    sharing: dict[str, list[str]] = {}
+    for name, policy in policies.items():
         own = {**work_parameters(settings, setting, policy), "training": content}
         record = record_name("08", own)
         parameters[record] = own
-        sharing.setdefault(record, []).append(policy)
+        sharing.setdefault(record, []).append(name)
     execute = {
-        record: partial(_learn, policy=same[0], training=training, data=data) for record, same in sharing.items()
+        record: partial(_learn, policy=policies[names[0]], training=training, data=data)
+        for record, names in sharing.items()
     }
     with changing_testbed() as testbed_at:
         results = remember_each(run, partial(testbed_at, settings_at(settings, setting)), parameters, execute)
-    return {", ".join(policy.name for policy in same): results[record] for record, same in sharing.items()}
+    return {
+        ", ".join(names): {**results[record], "names": names, "drawn_as": policies[names[0]].name}
+        for record, names in sharing.items()
+    }
 
 
 def _learn(testbed: Testbed, policy: Policy, training: Training, data: Dataset) -> dict[str, object]:
@@ -122,6 +128,7 @@ def loss_table(results: Mapping[str, Mapping[str, Any]], single: ReferenceRun) -
                 "loss": result["losses"],
                 "difference": np.abs(np.divide(result["losses"], single.losses) - 1),
                 "encoding": result["encoding"],
+                "drawn_as": result["drawn_as"],
             }
         )
         for name, result in results.items()
@@ -132,7 +139,13 @@ def loss_table(results: Mapping[str, Mapping[str, Any]], single: ReferenceRun) -
 def accuracy_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """One row per run and snapshot: the iterations done, the time, the accuracy on the test samples."""
     rows = [
-        {"policy": name, "iteration": done, "time_s": result["elapsed_s"][done - 1], "accuracy": right}
+        {
+            "policy": name,
+            "iteration": done,
+            "time_s": result["elapsed_s"][done - 1],
+            "accuracy": right,
+            "drawn_as": result["drawn_as"],
+        }
         for name, result in results.items()
         for done, right in ((int(key), value) for key, value in result["accuracies"].items())
     ]

@@ -1,7 +1,5 @@
 """What plans look like and gain as the network changes, and how they learn."""
 
-import re
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -104,17 +102,17 @@ def plot_gains(df: pd.DataFrame) -> Figure:
 def plot_learning(df: pd.DataFrame, column: str, source: Source) -> Figure:
     """A measure of what was learnt: the same per iteration whatever the policy, and different per second.
 
-    Columns: policy (several names with ", " between them where one run is that of several, or ``ONE_PROCESS``),
-    iteration, time_s, ``column``. The one process computes at its own speed, so it has no line over time.
+    Columns: policy (a name, or ``ONE_PROCESS``), drawn_as (the policy that has the line's style), iteration, time_s,
+    ``column``. The one process computes at its own speed, so it has no line over time.
     """
-    check_columns(df, ["policy", "iteration", "time_s", column])
+    check_columns(df, ["policy", "drawn_as", "iteration", "time_s", column])
     policies = list(dict.fromkeys(df["policy"]))
     with use_style():
         fig, axes = panels(1, 2, 1.8 + LEGEND_ROW_IN * len(policies), sharey=True)
         for index, policy in enumerate(policies):
             rows = df[df["policy"] == policy].sort_values("iteration")
             alone = policy == ONE_PROCESS
-            colour, dashes = (BLACK, ":") if alone else policy_style(_first(policy))
+            colour, dashes = (BLACK, ":") if alone else policy_style(rows["drawn_as"].iloc[0])
             # All lines over iterations coincide; they stay visible since the later ones are thinner.
             width = max(0.6, 2.4 - 0.3 * index)
             axes[0].plot(rows["iteration"], rows[column], dashes, color=colour, linewidth=width, label=policy)
@@ -131,17 +129,16 @@ def plot_learning(df: pd.DataFrame, column: str, source: Source) -> Figure:
 def plot_differences(df: pd.DataFrame, source: Source) -> Figure:
     """What 8-bit activations do to the loss (above), and how far every loss is from that of one process (below).
 
-    Columns: policy (several names with ", " between them where one run is that of several), iteration, loss,
-    difference (as a share of the one process's loss; drawn as at least ``ROUNDING``), encoding of the activations
-    (float32 or uint8).
+    Columns: policy (a name), drawn_as (the policy that has the line's style), iteration, loss, difference (as a share
+    of the one process's loss; drawn as at least ``ROUNDING``), encoding of the activations (float32 or uint8).
     """
-    check_columns(df, ["policy", "iteration", "loss", "difference", "encoding"])
+    check_columns(df, ["policy", "drawn_as", "iteration", "loss", "difference", "encoding"])
     policies = list(dict.fromkeys(df["policy"]))
     with use_style():
         fig, (above, below) = panels(2, 1, 2.9 + LEGEND_ROW_IN * len(policies))
         for policy in policies:
             rows = df[df["policy"] == policy].sort_values("iteration")
-            colour, dashes = policy_style(_first(policy))
+            colour, dashes = policy_style(rows["drawn_as"].iloc[0])
             eight_bits = (rows["encoding"] == "uint8").any()
             above.plot(rows["iteration"], rows["loss"], dashes, color=colour, linewidth=1.0 if eight_bits else 1.8)
             below.plot(rows["iteration"], rows["difference"].clip(lower=ROUNDING), dashes, color=colour, label=policy)
@@ -152,11 +149,6 @@ def plot_differences(df: pd.DataFrame, source: Source) -> Figure:
         say_source(above, source)
         fig.legend(*below.get_legend_handles_labels(), loc="outside lower center")
     return fig
-
-
-def _first(policies: object) -> str:
-    """The first policy of "policy, policy" or of "policy at layer"."""
-    return re.split("[, ]", str(policies))[0]
 
 
 def _rate_axis(ax: Axes, rates: pd.Series) -> None:

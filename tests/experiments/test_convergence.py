@@ -44,8 +44,8 @@ def test_other_samples_have_their_own_sizes_and_the_recorded_times(grey: Problem
 
 
 def test_a_cut_plan_sends_all_samples_on_at_the_cut_and_less_with_8_bits(grey: Problem) -> None:
-    plain, quantised = cut_policies(grey, POOL2)
-    assert (plain.name, quantised.name) == ("jointdnn at pool2", "jalad at pool2")
+    cut = cut_policies(grey, POOL2)
+    plain, quantised = cut["jointdnn at pool2"], cut["jalad at pool2"]
     assert plain.plan == quantised.plan
     assert {name: (part.depth, part.samples) for name, part in plain.plan.workers.items()} == {
         "device": (POOL2, 16),
@@ -71,12 +71,14 @@ def test_each_work_is_trained_once_and_8_bits_make_a_difference(
     data, colour = load_dataset("synthetic"), problem_at(LOCAL, SETTING)
     training = training_settings(ModelSettings(name="lenet5"), data, 16, iterations=3, snapshot_every=2)
     cloud = single_worker_plan(colour.profile.chain, colour.workers, "cloud", 16, "device")
-    quantised = cut_policies(colour, POOL2)[1]
+    cut = cut_policies(colour, POOL2)
     # JALAD's problem, but a plan that sends no activations: the same work as all-cloud
-    alone = [Policy("all-cloud", cloud, colour), Policy("jalad", cloud, quantised.problem)]
-    policies = [*alone, *cut_policies(colour, POOL2)]
+    alone = [Policy("all-cloud", cloud, colour), Policy("jalad", cloud, cut["jalad at pool2"].problem)]
+    policies = {policy.name: policy for policy in alone} | cut
     results = train_each("try", LOCAL, SETTING, policies, training, data)
     assert list(results) == ["all-cloud, jalad", "jointdnn at pool2", "jalad at pool2"]
+    assert [result["names"][0] for result in results.values()] == ["all-cloud", "jointdnn at pool2", "jalad at pool2"]
+    assert [result["drawn_as"] for result in results.values()] == ["all-cloud", "jointdnn", "jalad"]
     assert [result["encoding"] for result in results.values()] == ["float32", "float32", "uint8"]
     monkeypatch.setattr(testbeds, "open_testbed", lambda _: pytest.fail("there is nothing left to train"))
     assert train_each("try", LOCAL, SETTING, policies, training, data) == results
@@ -98,8 +100,8 @@ def test_each_work_is_trained_once_and_8_bits_make_a_difference(
 
 def test_differences_are_shares_of_the_single_process_loss() -> None:
     results = {
-        "all-edge": {"losses": [2.0, 3.0], "elapsed_s": [1.0, 2.0], "encoding": "float32"},
-        "jalad": {"losses": [2.2, 0.75], "elapsed_s": [3.0, 4.0], "encoding": "uint8"},
+        "all-edge": {"losses": [2.0, 3.0], "elapsed_s": [1.0, 2.0], "encoding": "float32", "drawn_as": "all-edge"},
+        "jalad": {"losses": [2.2, 0.75], "elapsed_s": [3.0, 4.0], "encoding": "uint8", "drawn_as": "jalad"},
     }
     table = loss_table(results, ReferenceRun((2.0, 1.5), {}))
     expected = pd.DataFrame(
@@ -110,6 +112,7 @@ def test_differences_are_shares_of_the_single_process_loss() -> None:
             "loss": [2.0, 3.0, 2.2, 0.75],
             "difference": [0.0, 1.0, 0.1, 0.5],
             "encoding": ["float32", "float32", "uint8", "uint8"],
+            "drawn_as": ["all-edge", "all-edge", "jalad", "jalad"],
         }
     )
     pd.testing.assert_frame_equal(table, expected)

@@ -124,11 +124,12 @@ GAINS = pd.DataFrame(
 )
 LEARNING = pd.DataFrame(
     [
-        {"policy": policy, "iteration": i, "time_s": time, "loss": 1 / i, "difference": i * 1e-7, "encoding": encoding}
-        for policy, time, encoding in (
-            ("all-edge, jalad+", 2.0, "float32"),
-            ("jalad at pool2", 3.0, "uint8"),
-            (ONE_PROCESS, np.nan, "float32"),
+        {"policy": policy, "drawn_as": drawn_as, "iteration": i, "time_s": time, "loss": 1 / i}
+        | {"difference": i * 1e-7, "encoding": encoding}
+        for policy, drawn_as, time, encoding in (
+            ("all-edge, jalad+", "all-edge", 2.0, "float32"),
+            ("jalad at pool2", "jalad", 3.0, "uint8"),
+            (ONE_PROCESS, None, np.nan, "float32"),
         )
         for i in (1, 2, 3)
     ]
@@ -160,7 +161,7 @@ DRAWINGS = [
     (plot_gains, GAINS, "line: predicted"),
     (
         lambda df: plot_learning(df, "loss", "measured"),
-        LEARNING[["policy", "iteration", "time_s", "loss"]],
+        LEARNING[["policy", "drawn_as", "iteration", "time_s", "loss"]],
         "measured",
     ),
     (
@@ -230,7 +231,7 @@ def test_a_caption_must_say_where_its_numbers_come_from(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_one_process_has_no_line_over_time_and_runs_are_drawn_as_their_first_policy():
+def test_one_process_has_no_line_over_time_and_runs_are_drawn_as_a_policy():
     over_iterations, over_time = plot_learning(LEARNING, "loss", "measured").axes
     first, second = (POLICY_STYLES[policy][0] for policy in ("all-edge", "jalad"))
     assert [line.get_color() for line in over_iterations.lines] == [first, second, "#000000"]
