@@ -98,28 +98,30 @@ def settings_at(settings: Emulated, setting: Setting) -> Emulated:
     return files.parse(type(settings), {**dict(settings), "workers": workers, "links": links}, "testbed of the grid")
 
 
-def recorded_profile(model: str) -> Profile:
-    """data/profiles/<model>.json. Raises InputError that says how to record one."""
+def recorded_profile(model: str, slowdowns: Mapping[str, float]) -> Profile:
+    """What data/profiles/<model>.json says of its first worker, as if each worker were so many times as slow.
+
+    Raises InputError that says how to record one.
+    """
     path = DATA / "profiles" / f"{model}.json"
     if not path.is_file():
         raise InputError(
             f"{path}: there is no recorded profile of {model!r}; git restores those that come with the workbench, and "
             "`hiertrain profile --model MODEL --output FILE` records one"
         )
-    return files.load(Profile, path)
+    recorded = files.load(Profile, path)
+    machine = next(iter(recorded.workers.values()))
+    workers = {
+        name: machine.scaled(slowdown / machine.slowdown).model_copy(update={"slowdown": slowdown})  # exactly
+        for name, slowdown in slowdowns.items()
+    }
+    return recorded.model_copy(update={"workers": workers})
 
 
 def problem_at(settings: Emulated, setting: Setting) -> Problem:
     """What a scheduler is asked at a setting: recorded layer times at its speeds, links as they are meant to be."""
-    recorded = recorded_profile(setting.model)
-    workers = {
-        name: recorded.worker(name)
-        .scaled(setting.slowdown(name) / recorded.worker(name).slowdown)
-        .model_copy(update={"slowdown": setting.slowdown(name)})  # exactly, whatever the rounding
-        for name in settings.workers
-    }
     return Problem(
-        recorded.model_copy(update={"workers": workers}),
+        recorded_profile(setting.model, {name: setting.slowdown(name) for name in settings.workers}),
         nominal_network(settings_at(settings, setting)),
         setting.batch_size,
         settings.data_holder,

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from hiertrain import files
 from hiertrain.cost.closed_form import iteration_s
+from hiertrain.experiments.grid import recorded_profile
 from hiertrain.experiments.planners import synthetic_problem
-from hiertrain.paths import DATA
 from hiertrain.planning import lp_rounding
 from hiertrain.planning.heuristic import Candidate
 from hiertrain.planning.lp_rounding import enumerate_and_round
@@ -137,7 +136,7 @@ def test_the_relaxed_optimum_is_below_every_star_and_the_rounded_plan_is_one(pro
     optimum_s, _ = enumerated_optimum(problem, "star")
     linear_optimum_s, _ = enumerated_optimum(linear(problem), "star")
     assert rounded.relaxed_s <= linear_optimum_s * (1 + 1e-9)
-    assert linear_optimum_s * (1 - 1e-9) <= optimum_s <= rounded.objective_s * (1 + 1e-12)
+    assert optimum_s <= rounded.objective_s * (1 + 1e-12)  # not so the linear one: a cost may bend upwards
     assert rounded.objective_s == iteration_s(problem, rounded.plan)
     assert {rounded.plan.workers[name].parent for name in NAMES} == {None, rounded.plan.root}
     layers = len(problem.profile.layers)
@@ -150,7 +149,7 @@ def recorded(model: str, batch_size: int, cloud_mbps: float = 5.0, burst_bytes: 
         for a, b in permutations(NAMES, 2)
         for mbps in [cloud_mbps if "cloud" in (a, b) else 20.0]
     ]
-    profile = files.load(Profile, DATA / "profiles" / f"{model}.json")
+    profile = recorded_profile(model, {"device": 8, "edge": 4, "cloud": 2})
     return Problem(profile, Network(links=tuple(links)), batch_size, "device")
 
 

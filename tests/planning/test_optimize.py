@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from hiertrain import files
 from hiertrain.cost.closed_form import memory_bytes
+from hiertrain.experiments.grid import recorded_profile
 from hiertrain.experiments.planners import try_every_plan
-from hiertrain.paths import DATA
 from hiertrain.planning import narrowing
 from hiertrain.planning.optimize import RESOLUTION, optimize
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
-from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, WorkerProfile
 from hiertrain.problem.solution import Progress, Shape, Solution
 from hiertrain.program.simulator import iteration_s
 from hiertrain.values import InputError, RunError
@@ -197,7 +197,7 @@ def test_recorded_profiles_match_branch_and_bound(model: str, batch_size: int, b
         for source, target in ((a, b), (b, a))
     ]
     problem = Problem(
-        profile=files.load(Profile, DATA / "profiles" / f"{model}.json"),
+        profile=recorded_profile(model, {"device": 8, "edge": 4, "cloud": 2}),
         network=Network(links=tuple(links)),
         batch_size=batch_size,
         data_holder="device",

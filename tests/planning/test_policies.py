@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertrain import files
 from hiertrain.cost.integers import TIE
+from hiertrain.experiments.grid import recorded_profile
 from hiertrain.figures import POLICY_STYLES
-from hiertrain.paths import DATA
 from hiertrain.planning import policies
 from hiertrain.planning.optimize import RESOLUTION, optimize
 from hiertrain.planning.policies import POLICIES, Policy, find_policies
@@ -139,7 +138,7 @@ def test_every_policy_is_the_best_of_its_plans(problem: Problem) -> None:
 
 
 def recorded_problem(model: str, batch_size: int) -> Problem:
-    profile = files.load(Profile, DATA / "profiles" / f"{model}.json")
+    profile = recorded_profile(model, {"device": 8, "edge": 4, "cloud": 2})
     links = [
         Link(source=a, target=b, bandwidth_mbps=5 if "cloud" in (a, b) else 20, latency_ms=5, burst_bytes=1200)
         for a, b in permutations(NAMES, 2)

@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from hiertrain.claims import NOTEBOOKS
+from hiertrain.reproduction.verdicts import NOTEBOOKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
