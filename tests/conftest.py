@@ -10,7 +10,6 @@ import pytest
 from hypothesis import settings
 
 from hiertrain.testbeds import netns, open_testbed
-from hiertrain.testbeds.local import local_hosts
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 
@@ -51,12 +50,11 @@ class SharedWorkers:
     def open(self, wanted: LocalSettings) -> Iterator[Testbed]:
         """In the place of ``open_testbed``: speeds and links are emulated by what each job says of them."""
         session = self._session
-        if session is None or any(worker.process.poll() is not None for worker in session._workers.values()):
+        if session is None or any(process.poll() is not None for process in session.processes.values()):
             session = self._session = self._stack.enter_context(open_testbed(FREE))  # none yet, or a test ended it
         testbed = copy(session)
         testbed.settings = wanted
-        with local_hosts(wanted) as testbed._hosts:
-            yield testbed
+        yield testbed
 
 
 @pytest.fixture(scope="session")

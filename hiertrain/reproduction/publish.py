@@ -6,7 +6,7 @@ Each table of the README stands between ``<!-- NAME -->`` and ``<!-- end -->``, 
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -119,88 +119,73 @@ def readme_tables(folder: Path) -> dict[str, str]:
 
     Raises InputError when it lacks the setting that the README shows.
     """
-    make: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
-        "times": ("06-policies", _times),
-        "largest": ("06-largest", _largest),
-        "claims": ("99-claims", _claims),
-        "errors": ("05-errors", _errors),
-        "accuracy": ("04-accuracy", _accuracy),
-        "ratios": ("09-benchmarks", _ratios),
+
+    def table(name: str) -> pd.DataFrame:
+        return pd.read_csv(folder / "tables" / f"{name}.csv")
+
+    shown = {
+        "times": _shown(
+            _at_setting(table("06-policies")),
+            {
+                "Policy": "`{policy}`",
+                "predicted": "{predicted_ms:.1f}",
+                "measured": "{observed_ms:.1f}",
+                "quartiles": "{low_ms:.1f} to {high_ms:.1f}",
+                "over `hiertrain`": "{over:.2f}x",
+            },
+        ),
+        "largest": _shown(
+            table("06-largest"),
+            {
+                "Over": "`{policy}`",
+                "for": "{model}, {batch_size} samples as {sample_encoding}",
+                "at Mbit/s device-edge, cloud": "{device_edge_mbps:g}, {cloud_mbps:g}",
+                "predicted": "{predicted:.2f}x",
+                "measured": "{observed:.2f}x",
+                "interval": "{low:.2f} to {high:.2f}",
+            },
+        ),
+        "claims": _shown(table("99-claims"), {"Claim": "{claim}", "of": "{certainty}", "verdict": "**{verdict}**"}),
+        "errors": _shown(
+            table("05-errors"),
+            {
+                "Model, rate": "{case}",
+                "plans": "{plans}",
+                "median error": "{median_percent:.1f}%",
+                "worst error": "{worst_percent:.1f}%",
+                "within 10%": "{within_10_percent}",
+            },
+        ),
+        "accuracy": _shown(
+            table("04-accuracy"), {"Trained by": "{trained on}", "test accuracy": "{test accuracy:.1%}"}
+        ),
+        "ratios": _shown(
+            table("09-benchmarks"),
+            {
+                "Model": "{model}, {batch_size} samples",
+                "Comparison": "{comparison}",
+                "Rival": "`{rival}`",
+                "Ratio": "{ratio:.2f}",
+                "quartiles": "{low:.2f} to {high:.2f}",
+            },
+        ),
     }
-    return {
-        name: markdown_table(shown(pd.read_csv(folder / "tables" / f"{table}.csv")))
-        for name, (table, shown) in make.items()
-    }
+    return {name: markdown_table(df) for name, df in shown.items()}
 
 
-def _times(policies: pd.DataFrame) -> pd.DataFrame:
+def _shown(df: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """``columns``: by heading, how a row is written; an interval that is none is left out."""
+    rows = df.to_dict("records")
+    return pd.DataFrame(
+        {head: [text.format_map(row).replace("nan to nan", "") for row in rows] for head, text in columns.items()}
+    )
+
+
+def _at_setting(policies: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the setting that the README shows, and how many times as long as hiertrain's each time is."""
     testbed, model, batch_size = SHOWN
     setting = setting_of(check_emulated(find_testbed(testbed)), model, batch_size)
     rows = policies.merge(pd.DataFrame([dict(setting)]), on=list(Setting.model_fields))
     if rows.empty:
         raise InputError(f"tables/06-policies.csv: has no rows of {setting}, which the README shows")
-    ours_ms = rows.loc[rows["policy"] == "hiertrain", "observed_ms"].item()
-    return pd.DataFrame(
-        {
-            "Policy": rows["policy"].map("`{}`".format),
-            "predicted": rows["predicted_ms"].map("{:.1f}".format),
-            "measured": rows["observed_ms"].map("{:.1f}".format),
-            "quartiles": _interval(rows["low_ms"], rows["high_ms"], "{:.1f}"),
-            "over `hiertrain`": (rows["observed_ms"] / ours_ms).map("{:.2f}x".format),
-        }
-    )
-
-
-def _largest(speedups: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "Over": speedups["policy"].map("`{}`".format),
-            "for": _joined(speedups, "{model}, {batch_size} samples as {sample_encoding}"),
-            "at Mbit/s device-edge, cloud": _joined(speedups, "{device_edge_mbps:g}, {cloud_mbps:g}"),
-            "predicted": speedups["predicted"].map("{:.2f}x".format),
-            "measured": speedups["observed"].map("{:.2f}x".format),
-            "interval": _interval(speedups["low"], speedups["high"], "{:.2f}"),
-        }
-    )
-
-
-def _claims(claims: pd.DataFrame) -> pd.DataFrame:
-    verdicts = claims["verdict"].map("**{}**".format)
-    return pd.DataFrame({"Claim": claims["claim"], "of": claims["certainty"], "verdict": verdicts})
-
-
-def _errors(errors: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "Model, rate": errors["case"],
-            "plans": errors["plans"],
-            "median error": errors["median_percent"].map("{:.1f}%".format),
-            "worst error": errors["worst_percent"].map("{:.1f}%".format),
-            "within 10%": errors["within_10_percent"],
-        }
-    )
-
-
-def _accuracy(accuracies: pd.DataFrame) -> pd.DataFrame:
-    shares = accuracies["test accuracy"].map("{:.1%}".format)
-    return pd.DataFrame({"Trained by": accuracies["trained on"], "test accuracy": shares})
-
-
-def _ratios(ratios: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "Model": _joined(ratios, "{model}, {batch_size} samples"),
-            "Comparison": ratios["comparison"],
-            "Rival": ratios["rival"].map("`{}`".format),
-            "Ratio": ratios["ratio"].map("{:.2f}".format),
-            "quartiles": _interval(ratios["low"], ratios["high"], "{:.2f}"),
-        }
-    )
-
-
-def _joined(df: pd.DataFrame, template: str) -> list[str]:
-    return [template.format_map(row) for row in df.to_dict("records")]
-
-
-def _interval(low: pd.Series, high: pd.Series, number: str) -> pd.Series:
-    return (low.map(number.format) + " to " + high.map(number.format)).where(low.notna(), "")
+    return rows.assign(over=rows["observed_ms"] / rows.loc[rows["policy"] == "hiertrain", "observed_ms"].item())

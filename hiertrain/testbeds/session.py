@@ -111,7 +111,12 @@ class Testbed:
     @property
     def workers(self) -> tuple[str, ...]:
         """The names of the workers."""
-        return tuple(self._hosts)
+        return tuple(self.settings.workers)
+
+    @property
+    def processes(self) -> Mapping[str, subprocess.Popen[bytes]]:
+        """Those on this machine by worker: the worker itself, or what reaches it."""
+        return {name: worker.process for name, worker in self._workers.items()}
 
     def links_from(self, worker: str) -> Mapping[str, Link]:
         """The emulated links from ``worker``, by receiver."""

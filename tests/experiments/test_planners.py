@@ -13,7 +13,7 @@ from tests.strategies import constrained_problems, problems
 
 
 @pytest.mark.parametrize("shape", ["tree", "star"])
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(problem=problems(workers=3, max_layers=3, max_batch=4))
 def test_every_plan_is_tried(shape: Shape, problem: Problem) -> None:
     tried = try_every_plan(problem, shape)
@@ -21,7 +21,7 @@ def test_every_plan_is_tried(shape: Shape, problem: Problem) -> None:
     assert tried.best_s == pytest.approx(enumerated_optimum(problem, shape)[0], rel=1e-9, abs=1e-15)
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(constrained_problems(max_layers=3, max_batch=4))
 def test_constraints_are_kept(problem: Problem) -> None:
     assert try_every_plan(problem, "tree").best_s == pytest.approx(enumerated_optimum(problem)[0], rel=1e-9, abs=1e-15)

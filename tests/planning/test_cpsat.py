@@ -44,7 +44,7 @@ def draw_box(data: st.DataObject) -> tuple[Problem, Tree, Boxes, Plan]:
     return problem, tree, Boxes(depths, samples, samples), plan
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_model_and_bounds_equal_the_cost_of_a_plan_and_bounds_hold_for_ranges(data: st.DataObject) -> None:
     problem, tree, only, plan = draw_box(data)

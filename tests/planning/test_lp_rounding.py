@@ -60,7 +60,7 @@ def draw_star(data: st.DataObject, problem: Problem) -> Candidate:
     return Candidate(Tree(workers, (-1,) + (0,) * (size - 1)), (layers, *depths), (batch - sum(samples), *samples))
 
 
-@settings(max_examples=120, derandomize=True, deadline=None)
+@settings(max_examples=120)
 @given(st.data())
 def test_a_programme_of_given_samples_takes_as_long_as_the_plan(data: st.DataObject) -> None:
     problem = often_sending(
@@ -88,7 +88,7 @@ def check_programme(problem: Problem, star: Candidate) -> None:
         assert found_s == pytest.approx(time_s, rel=1e-9, abs=1e-15)
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_layers_have_samples_enough_and_no_star_is_below_the_bound(data: st.DataObject) -> None:
     problem = linear(
@@ -129,7 +129,7 @@ def test_programmes_know_what_used_up_the_credit(data_holder: str, mbps: dict[tu
     check_programme(problem, Candidate(Tree(("edge", "device"), (-1, 0)), (3, 1), (4, 4)))
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(problems(workers=3, max_layers=3, max_batch=4, executions=PAPER))
 def test_the_relaxed_optimum_is_below_every_star_and_the_rounded_plan_is_one(problem: Problem) -> None:
     rounded = enumerate_and_round(problem)

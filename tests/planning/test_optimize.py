@@ -51,7 +51,7 @@ def active(plan: Plan) -> list[str]:
     return [name for name in plan.workers if plan.active(name)]
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=50)
 @given(problems(workers=3, max_layers=3, max_batch=4))
 def test_three_workers_match_enumeration_and_a_star_is_no_better_than_a_tree(problem: Problem) -> None:
     optima = enumerated_optima(problem)
@@ -65,7 +65,7 @@ def test_three_workers_match_enumeration_and_a_star_is_no_better_than_a_tree(pro
     assert star.objective_s >= tree.objective_s * (1 - RESOLUTION)
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(1, 2).flatmap(lambda workers: problems(workers=workers, max_layers=6, max_batch=8)))
 def test_one_and_two_workers_match_enumeration(problem: Problem) -> None:
     optimum_s, fewest = enumerated_optimum(problem)
@@ -74,7 +74,7 @@ def test_one_and_two_workers_match_enumeration(problem: Problem) -> None:
     assert len(active(solution.plan)) <= fewest
 
 
-@settings(max_examples=3, derandomize=True, deadline=None)
+@settings(max_examples=3)
 @given(problems(workers=4, max_layers=2, max_batch=3))
 def test_four_workers_match_enumeration(problem: Problem) -> None:
     check_solution(problem, optimize(problem), enumerated_optimum(problem)[0])
@@ -128,7 +128,7 @@ def test_no_time_for_any_plan_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         optimize(problem, time_limit_s=1.0)
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=80)
 @given(constrained_problems(), st.sampled_from(["tree", "star"]))
 def test_constraints_match_enumeration(problem: Problem, shape: Shape) -> None:
     optimum_s, _ = enumerated_optimum(problem, shape)
@@ -140,7 +140,7 @@ def test_constraints_match_enumeration(problem: Problem, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize(("limit", "value"), [("NARROWING_LIMIT", 1), ("HALVINGS", 0), ("HALVINGS", 2)])
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(problem=constrained_problems(max_layers=3, max_batch=4))
 def test_models_alone_match_enumeration(limit: str, value: int, problem: Problem) -> None:
     """Without heuristic and with little or no narrowing for more than one worker: the solver has to find and prove."""
@@ -205,7 +205,7 @@ def test_recorded_profiles_match_branch_and_bound(model: str, batch_size: int, b
     check_solution(problem, optimize(problem), branch_and_bound_optimum(problem))
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_no_plan_is_below_the_bound(data: st.DataObject) -> None:
     problem = data.draw(problems(workers=4, max_layers=5, max_batch=16))

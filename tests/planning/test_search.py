@@ -1,7 +1,7 @@
 """What is known of trees before any of them is solved."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from hiertrain.cost.bounds import any_plan_bound_s
 from hiertrain.planning.optimize import optimize
@@ -33,7 +33,6 @@ def test_larger_trees_have_one_leaf_more(shape: Shape) -> None:
         assert len(set(more)) == len(more) == (4 - len(tree.workers)) * (1 if shape == "star" else len(tree.workers))
 
 
-@settings(derandomize=True, deadline=None)
 @given(planned_problems())
 def test_no_plan_is_below_the_bound_on_every_plan(case: tuple[Problem, Plan]) -> None:
     problem, plan = case

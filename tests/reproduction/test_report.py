@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
@@ -321,7 +321,7 @@ def test_what_is_missing_is_named_with_the_command_that_brings_it_back(folder, m
 WORDS = st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=120).map(lambda s: f"x{s}x")
 
 
-@settings(max_examples=50, deadline=timedelta(seconds=5))
+@settings(max_examples=50)
 @given(cells=st.lists(WORDS, min_size=1, max_size=5))
 def test_whatever_stands_in_a_table_is_text_in_the_page(tmp_path_factory, cells):
     folder = tmp_path_factory.mktemp("run")

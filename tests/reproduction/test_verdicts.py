@@ -9,7 +9,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from hiertrain.reproduction.verdicts import NOTEBOOKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +22,7 @@ from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.reproduction.claims import STATEMENTS
 from hiertrain.reproduction.findings import SETTING, reaches, unbeaten
 from hiertrain.reproduction.notebooks import NotebookRecord
-from hiertrain.reproduction.verdicts import Claim, claims, claims_table
+from hiertrain.reproduction.verdicts import NOTEBOOKS, Claim, claims, claims_table
 from hiertrain.results.environment import environment_record
 from hiertrain.results.records import load_record, save_record
 from hiertrain.values import InputError
@@ -565,7 +564,7 @@ def test_a_whole_grid_that_is_not_there_is_an_error(run, tmp_path):
         claims(run, COMMAND, tmp_path / "nowhere")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 2**32), st.sampled_from([0.02, 0.5, 0.9, 0.99]), st.sampled_from(["rows", "settings"]))
 def test_a_part_of_the_grid_never_contradicts_the_whole(tmp_path_factory, whole, seed, share, by):
     """Neither random rows nor random models, rates and the like turn what holds into what fails, or the reverse."""

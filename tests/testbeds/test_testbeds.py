@@ -163,7 +163,7 @@ def test_a_worker_that_takes_no_job_is_the_one_that_is_named() -> None:
     with fake_testbed(a=ALIVE, b=DEAF, c=ALIVE) as testbed:
         with pytest.raises(WorkerError, match=r"^worker b is gone, the session is over"):
             testbed.run(dict.fromkeys("abc", JOB))
-        assert all(worker.process.poll() is not None for worker in testbed._workers.values())
+        assert all(process.poll() is not None for process in testbed.processes.values())
 
 
 def test_an_open_testbed_changes_speeds_and_rates_and_nothing_else() -> None:
@@ -198,7 +198,7 @@ def test_a_pipe_of_the_callers_is_no_workers_fault() -> None:
     with fake_testbed(a=ALIVE) as testbed:
         with pytest.raises(BrokenPipeError):
             testbed.run({"a": JOB}, on_event=show)
-        assert testbed._workers["a"].process.poll() is not None
+        assert testbed.processes["a"].poll() is not None
 
 
 def test_an_interrupt_says_that_all_workers_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,10 +206,10 @@ def test_an_interrupt_says_that_all_workers_have_ended(monkeypatch: pytest.Monke
     monkeypatch.setattr(testbeds, "hosts_of", lambda _: nullcontext(hosts))
     settings = LocalSettings(data_holder="a", workers=dict.fromkeys(hosts, WorkerSettings()))
     with ExitStack() as stack:
-        workers = stack.enter_context(open_testbed(settings))._workers
+        processes = stack.enter_context(open_testbed(settings)).processes
         with pytest.raises(Interrupted, match=r"^interrupted; all workers have ended$"):
             stack.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert all(worker.process.poll() is not None for worker in workers.values())
+    assert all(process.poll() is not None for process in processes.values())
 
 
 class Asleep(queue.SimpleQueue):

@@ -347,7 +347,7 @@ def test_a_failing_worker_ends_the_session_with_its_name(pair: Testbed) -> None:
     nowhere = training.model_copy(update={"dataset": "nothing"})
     with pytest.raises(WorkerError, match=r"worker device failed: InputError: .*nothing"):
         train(pair, problem, TWO, nowhere)
-    assert all(not alive(worker.process.pid) for worker in pair._workers.values())
+    assert all(not alive(process.pid) for process in pair.processes.values())
 
 
 def alive(pid: int) -> bool:
@@ -376,7 +376,7 @@ def test_a_lost_worker_ends_the_training_with_its_name_and_position(
     dataset = load_dataset("synthetic")
     problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
     training = training_settings(LENET, dataset, 12, iterations=10**6)
-    processes = {name: worker.process for name, worker in pair._workers.items()}
+    processes = pair.processes
     run = pair.run
 
     def lose_one(jobs: Mapping[str, Job], on_event: OnEvent = lambda *_: None) -> dict[str, Answer]:
@@ -419,7 +419,7 @@ def test_a_dead_parent_leaves_no_worker_behind(how: signal.Signals) -> None:
         "from hiertrain.testbeds.settings import LocalSettings, WorkerSettings\n"
         "workers = {'device': WorkerSettings(), 'edge': WorkerSettings()}\n"
         "with open_testbed(LocalSettings(data_holder='device', workers=workers)) as testbed:\n"
-        "    print(*(worker.process.pid for worker in testbed._workers.values()), flush=True)\n"
+        "    print(*(process.pid for process in testbed.processes.values()), flush=True)\n"
         "    sys.stdin.read()\n"
     )
     with subprocess.Popen(
