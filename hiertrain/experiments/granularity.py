@@ -13,6 +13,7 @@ from hiertrain.experiments.grid import Case, Setting
 from hiertrain.experiments.speedups import describe, speedup_table
 from hiertrain.paths import RESULTS
 from hiertrain.results.records import run_folder
+from hiertrain.results.tables import load_table
 from hiertrain.values import InputError
 
 SINGLE = ("all-device", "all-edge", "all-cloud")
@@ -26,10 +27,7 @@ def load_policies(run: str, root: Path = RESULTS) -> pd.DataFrame:
     path = policies_path(run, root)
     if not path.is_file():
         raise InputError(f"{path}: No such file; notebook 06-speedups writes it into its run")
-    try:
-        table = pd.read_csv(path)
-    except ValueError as error:  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
-        raise InputError(f"{path}: not a table: {error}") from None
+    table = load_table(path)
     needed = [*Setting.model_fields, "policy", "predicted_ms", "observed_ms", "low_ms", "high_ms", "kind"]
     missing = [column for column in needed if column not in table.columns]
     if missing:

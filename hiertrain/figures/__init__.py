@@ -12,34 +12,3 @@ from hiertrain.figures.profiles import plot_fit, plot_layer_times, plot_layers
 from hiertrain.figures.scheduler import plot_gaps, plot_growth, plot_solve_times
 from hiertrain.figures.speedups import plot_speedups, plot_sweeps
 from hiertrain.figures.style import ACTION_COLOURS, POLICY_STYLES, SOURCES, Source, load_caption, save_figure, use_style
-
-__all__ = [
-    "ACTION_COLOURS",
-    "ONE_PROCESS",
-    "POLICY_STYLES",
-    "SOURCES",
-    "VERDICT_COLOURS",
-    "Source",
-    "load_caption",
-    "plot_agreement",
-    "plot_claims",
-    "plot_convergence",
-    "plot_differences",
-    "plot_errors",
-    "plot_fit",
-    "plot_gains",
-    "plot_gaps",
-    "plot_growth",
-    "plot_layer_times",
-    "plot_layers",
-    "plot_learning",
-    "plot_ratios",
-    "plot_shares",
-    "plot_solve_times",
-    "plot_speedups",
-    "plot_sweeps",
-    "plot_timeline",
-    "plot_times",
-    "save_figure",
-    "use_style",
-]

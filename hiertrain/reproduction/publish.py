@@ -19,7 +19,7 @@ from hiertrain.reproduction.notebooks import NotebookRecord, changed_output
 from hiertrain.reproduction.parameters import Job, prepare
 from hiertrain.results.environment import environment_record
 from hiertrain.results.records import Record
-from hiertrain.results.tables import markdown_table
+from hiertrain.results.tables import load_table, markdown_table
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.netns import missing
 from hiertrain.values import InputError
@@ -119,13 +119,10 @@ def readme_tables(folder: Path) -> dict[str, str]:
 
     Raises InputError when it lacks the setting that the README shows.
     """
-
-    def table(name: str) -> pd.DataFrame:
-        return pd.read_csv(folder / "tables" / f"{name}.csv")
-
+    tables = folder / "tables"
     shown = {
         "times": _shown(
-            _at_setting(table("06-policies")),
+            _at_setting(load_table(tables / "06-policies.csv")),
             {
                 "Policy": "`{policy}`",
                 "predicted": "{predicted_ms:.1f}",
@@ -135,7 +132,7 @@ def readme_tables(folder: Path) -> dict[str, str]:
             },
         ),
         "largest": _shown(
-            table("06-largest"),
+            load_table(tables / "06-largest.csv"),
             {
                 "Over": "`{policy}`",
                 "for": "{model}, {batch_size} samples as {sample_encoding}",
@@ -145,9 +142,11 @@ def readme_tables(folder: Path) -> dict[str, str]:
                 "interval": "{low:.2f} to {high:.2f}",
             },
         ),
-        "claims": _shown(table("99-claims"), {"Claim": "{claim}", "of": "{certainty}", "verdict": "**{verdict}**"}),
+        "claims": _shown(
+            load_table(tables / "99-claims.csv"), {"Claim": "{claim}", "of": "{certainty}", "verdict": "**{verdict}**"}
+        ),
         "errors": _shown(
-            table("05-errors"),
+            load_table(tables / "05-errors.csv"),
             {
                 "Model, rate": "{case}",
                 "plans": "{plans}",
@@ -157,10 +156,11 @@ def readme_tables(folder: Path) -> dict[str, str]:
             },
         ),
         "accuracy": _shown(
-            table("04-accuracy"), {"Trained by": "{trained on}", "test accuracy": "{test accuracy:.1%}"}
+            load_table(tables / "04-accuracy.csv"),
+            {"Trained by": "{trained on}", "test accuracy": "{test accuracy:.1%}"},
         ),
         "ratios": _shown(
-            table("09-benchmarks"),
+            load_table(tables / "09-benchmarks.csv"),
             {
                 "Model": "{model}, {batch_size} samples",
                 "Comparison": "{comparison}",

@@ -19,6 +19,7 @@ from hiertrain.reproduction.findings import Finding, Verdict
 from hiertrain.reproduction.notebooks import NotebookRecord
 from hiertrain.results.environment import Environment
 from hiertrain.results.records import Record, load_record
+from hiertrain.results.tables import load_table
 from hiertrain.values import InputError
 
 NOTEBOOKS = (
@@ -205,12 +206,7 @@ def _notebook(path: str) -> str:
 def _content(folder: Path, path: str) -> Content:
     if path.endswith(".json"):
         return load_record(folder.name, Path(path).stem, folder.parent)
-    try:
-        return pd.read_csv(folder / path)
-    except FileNotFoundError:
-        raise InputError(f"{folder / path}: No such file") from None
-    except ValueError as error:  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
-        raise InputError(f"{folder / path}: not a table: {error}") from None
+    return load_table(folder / path)
 
 
 def _environment(folder: Path, name: str) -> Environment | None:

@@ -21,11 +21,22 @@ from hiertrain.results import alarms
 from hiertrain.results.alarms import Alarm
 from hiertrain.results.records import run_folder
 from hiertrain.training.run import TrainingRun, was_awaited
+from hiertrain.values import InputError
 
 
 def save_table(df: pd.DataFrame, name: str, run: str, root: Path = RESULTS) -> None:
     """Write results/<run>/tables/<name>.csv."""
     files.write_text(run_folder(run, root) / "tables" / f"{name}.csv", df.to_csv(index=False, lineterminator="\n"))
+
+
+def load_table(path: Path) -> pd.DataFrame:
+    """Read a CSV file. Raises InputError that names it where there is none, or no table in it."""
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: No such file") from None
+    except ValueError as error:  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
+        raise InputError(f"{path}: not a table: {error}") from None
 
 
 def markdown_table(df: pd.DataFrame) -> str:
