@@ -15,7 +15,7 @@ from hiertrain.control.jobs import ProbeJob, ProfileJob
 from hiertrain.problem.network import Link, LinkMeasurement, Network
 from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.testbeds.session import OnEvent, Testbed
-from hiertrain.testbeds.settings import AnySettings, SshWorker
+from hiertrain.testbeds.settings import AnySettings
 from hiertrain.values import RunError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.spec import ModelSettings
@@ -68,7 +68,7 @@ def measure_layers(
 def _part_of_machine(settings: AnySettings, name: str) -> Hashable:
     """Equal for workers that would be equally fast without pacing. Two machines that SSH reaches never are."""
     worker = settings.workers[name]
-    machine = name if isinstance(worker, SshWorker) else None
+    machine = None if settings.one_machine else name
     return machine, worker.threads, worker.accelerator
 
 

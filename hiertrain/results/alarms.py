@@ -13,7 +13,7 @@ from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Profile
 from hiertrain.profiling.estimates import LIMIT as RESIDUAL
 from hiertrain.profiling.estimates import missed
-from hiertrain.testbeds.settings import AnySettings, SshSettings
+from hiertrain.testbeds.settings import AnySettings
 from hiertrain.values import Ratio, Value
 
 LATE = 0.01  # share of the time: paced hosts are then slower by that, while predictions are right within a few percent
@@ -117,7 +117,7 @@ def crowding(settings: AnySettings, workers: Collection[str], cores: int | None 
 
     A paced worker computes for one part in ``slowdown`` of the time. Machines that SSH reaches have cores of their own.
     """
-    if isinstance(settings, SshSettings):
+    if not settings.one_machine:
         return []
     available = cores or os.cpu_count() or 1
     needed = sum(settings.workers[name].threads / settings.workers[name].slowdown for name in workers)

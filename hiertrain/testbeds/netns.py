@@ -18,13 +18,12 @@ from ipaddress import IPv4Address
 from hiertrain.control.memory import worker_environment
 from hiertrain.problem.network import Link
 from hiertrain.testbeds.host import Host
-from hiertrain.testbeds.settings import NetnsSettings
+from hiertrain.testbeds.settings import FRAME_OVERHEAD, NetnsSettings, bucket_bytes
 from hiertrain.values import InputError
 
 INTERFACE = "id0"  # has a host's own address; the interfaces of its links have none
 SUBNET = IPv4Address("10.77.0.0")  # seen only inside the namespaces, so that several testbeds may use it at once
 PACKAGES = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
-FRAME_OVERHEAD = 1514 / 1448  # bytes that the token bucket counts per byte of TCP payload in full frames
 FAST_BPS = 100e6  # up to this rate every frame passes the token bucket by itself
 MOST_PACKET = 65536  # bytes, the kernel's own limit
 QUEUE = "64mb"  # more than TCP leaves in a queue: nothing is ever dropped
@@ -181,12 +180,3 @@ def _buckets(rates_bps: Mapping[int, float]) -> list[str]:
         f"rate {round(rate_bps * FRAME_OVERHEAD)}bit burst {bucket_bytes(rate_bps)} limit {QUEUE}"
         for peer, rate_bps in rates_bps.items()
     ]
-
-
-def bucket_bytes(rate_bps: float) -> int:
-    """The size of the token bucket: what passes at once after a pause.
-
-    At low rates about one frame, so that a short message is hardly faster than on a wire. At high rates it must cover
-    what the kernel's timer is late by, or the link is slower than asked for.
-    """
-    return max(1600 if rate_bps <= 20e6 else 3200, round(rate_bps * 0.3e-3 / 8))

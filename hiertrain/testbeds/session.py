@@ -23,7 +23,7 @@ from hiertrain.control.jobs import Group, Job
 from hiertrain.control.messages import Request, read_reply, write_message
 from hiertrain.problem.network import Link
 from hiertrain.testbeds.host import Host
-from hiertrain.testbeds.settings import AnySettings, LocalSettings, SshSettings
+from hiertrain.testbeds.settings import AnySettings
 from hiertrain.values import InputError, RunError
 
 OnEvent = Callable[[str, Progress | Snapshot | Beat, bytes], None]  # worker, what it says, payload
@@ -73,7 +73,7 @@ class _Worker:
 
 def _unchangeable(settings: AnySettings) -> object:
     workers = [(name, worker.model_copy(update={"slowdown": 1.0})) for name, worker in settings.workers.items()]
-    links = () if isinstance(settings, SshSettings) else [(link.source, link.target) for link in settings.links]
+    links = [(link.source, link.target) for link in settings.links]
     return settings.model_copy(update={"workers": workers, "links": links})
 
 
@@ -120,16 +120,14 @@ class Testbed:
 
     def links_from(self, worker: str) -> Mapping[str, Link]:
         """The emulated links from ``worker``, by receiver."""
-        links = self.settings.links if isinstance(self.settings, LocalSettings) else ()
-        return {link.target: link for link in links if link.source == worker}
+        return {link.target: link for link in self.settings.delayed if link.source == worker}
 
     def change(self, settings: AnySettings) -> None:
         """Go on with other slowdowns, and other values of the same links. Raises InputError if more is different."""
         if _unchangeable(settings) != _unchangeable(self.settings):
             raise InputError("an open testbed can change its slowdowns and the values of its links, and nothing else")
-        if not isinstance(settings, SshSettings):
-            for host in self._hosts.values():
-                host.shape(settings.links)
+        for host in self._hosts.values():
+            host.shape(settings.links)
         self.settings = settings
 
     def group(self, members: Sequence[str], timeout_s: float) -> Group:

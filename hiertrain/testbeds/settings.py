@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address
 from os import PathLike
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, RootModel, ValidationInfo, field_validator, model_validator
 
@@ -16,6 +16,9 @@ from hiertrain import files
 from hiertrain.control.answers import BEAT_S
 from hiertrain.problem.network import Link, Network
 from hiertrain.values import MOST_WORKERS, InputError, Name, Port, Seconds, Slowdown, Threads, Value, shown
+
+FRAME_OVERHEAD = 1514 / 1448  # bytes that the token bucket counts per byte of TCP payload in full frames
+HEADER_BYTES = 250  # of the bucket that Gloo's header of a message uses up, as it was measured
 
 
 class WorkerSettings(Value):
@@ -85,6 +88,7 @@ class _TestbedSettings(Value, Generic[W]):
     # A worker or a link without a sign of life for so long counts as lost; a busy machine may miss a few beats.
     timeout_s: Annotated[Seconds, Field(ge=4 * BEAT_S)] = 8.0
     memory_kept: bool = True  # see ``control.memory``; False: as a plain script is run, to compare with
+    one_machine: ClassVar[bool] = True  # whose cores the workers share
 
     @model_validator(mode="after")
     def _data_holder_is_a_worker(self) -> "_TestbedSettings[W]":
@@ -102,6 +106,16 @@ class LocalSettings(_TestbedSettings[WorkerSettings]):
     def _links_join_workers(self) -> "LocalSettings":
         _check_links(self.links, self.workers)
         return self
+
+    @property
+    def delayed(self) -> tuple[Link, ...]:
+        """The links that senders emulate."""
+        return self.links
+
+    @staticmethod
+    def burst_bytes(link: Link) -> float:
+        """What a link of the file lets through at once after a pause."""
+        return link.burst_bytes
 
 
 class NetnsSettings(_TestbedSettings[WorkerSettings]):
@@ -122,11 +136,24 @@ class NetnsSettings(_TestbedSettings[WorkerSettings]):
                     )
         return self
 
+    @property
+    def delayed(self) -> tuple[Link, ...]:
+        """None: the kernel shapes them."""
+        return ()
+
+    @staticmethod
+    def burst_bytes(link: Link) -> float:
+        """What the kernel's token bucket holds, less what Gloo's header of a message takes."""
+        return bucket_bytes(link.bandwidth_bps) / FRAME_OVERHEAD - HEADER_BYTES
+
 
 class SshSettings(_TestbedSettings[SshWorker]):
     """Machines that OpenSSH reaches, with the links that they have."""
 
     kind: Literal["ssh"] = "ssh"
+    one_machine: ClassVar[bool] = False
+    links: ClassVar[tuple[Link, ...]] = ()  # none that could be changed
+    delayed: ClassVar[tuple[Link, ...]] = ()
     ssh_config: str | None = None  # a file for ``ssh -F``; None: ~/.ssh/config and what the system has
 
 
@@ -166,6 +193,15 @@ def with_bandwidth(settings: Shaped, worker: str, mbps: float) -> Shaped:
         for link in settings.links
     )
     return settings.model_copy(update={"links": links})
+
+
+def bucket_bytes(rate_bps: float) -> int:
+    """The size of the token bucket: what passes at once after a pause.
+
+    At low rates about one frame, so that a short message is hardly faster than on a wire. At high rates it must cover
+    what the kernel's timer is late by, or the link is slower than asked for.
+    """
+    return max(1600 if rate_bps <= 20e6 else 3200, round(rate_bps * 0.3e-3 / 8))
 
 
 def _check_names(names: set[str], workers: Mapping[str, WorkerSettings]) -> None:
