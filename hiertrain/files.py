@@ -33,7 +33,8 @@ KINDS = {
     "Network": ("a network", {"links"}),
     "Plan": ("a plan", {"batch_size", "data_holder", "workers"}),
     "Solution": ("a solution", {"plan", "objective_s", "bound_s"}),
-    "Jobs": ("a jobs file", {"training", "plan", "execution", "workers"}),
+    "Program": ("a program", {"batch_size", "data_holder", "actions"}),
+    "Jobs": ("a jobs file", {"training", "program", "workers", "tag"}),
     "_TestbedFile": ("a testbed", {"kind", "data_holder", "workers"}),
     "ParameterFile": ("a parameter file", {"run", "notebooks"}),
     "Record": ("a record", {"run", "name", "parameters", "results"}),
@@ -58,23 +59,35 @@ def load_one_of(kinds: tuple[type[V], type[W]], path: str | os.PathLike[str]) ->
     return parse(kind, content, one_line(str(path)))
 
 
-def _content(path: str | os.PathLike[str]) -> object:
-    """What JSON or YAML says, within the limits. Raises InputError."""
+def read_text(path: str | os.PathLike[str], most_bytes: int = MOST_JSON_BYTES) -> str:
+    """The text of a file of at most so many bytes and of ``MOST_VALUES``. Raises InputError that names the file."""
     source = one_line(str(path))
-    is_yaml = Path(path).suffix in (".yml", ".yaml")
     try:
-        text = _read(path, MOST_YAML_BYTES if is_yaml else MOST_JSON_BYTES).decode()
+        text = _read(path, most_bytes).decode()
         if text.count(",") >= MOST_VALUES:
             raise InputError(f"too large; must have at most {MOST_VALUES} values")
-        if is_yaml:
-            return yaml.load(text, Loader=_PlainYaml)
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     except OSError as error:
         raise InputError(f"{source}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except ValueError as error:  # no path, such as one with NUL
+        raise InputError(f"{source}: cannot be read: {one_line(str(error))}") from None
+    return text
+
+
+def _content(path: str | os.PathLike[str]) -> object:
+    """What JSON or YAML says, within the limits. Raises InputError."""
+    source = one_line(str(path))
+    is_yaml = Path(path).suffix in (".yml", ".yaml")
+    text = read_text(path, MOST_YAML_BYTES if is_yaml else MOST_JSON_BYTES)
+    try:
+        if is_yaml:
+            return yaml.load(text, Loader=_PlainYaml)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{source}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a key that cannot be one

@@ -20,6 +20,7 @@ from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
+from hiertrain.program.actions import Program
 from hiertrain.reproduction.notebooks import NotebookRecord
 from hiertrain.reproduction.parameters import ParameterFile
 from hiertrain.results.records import Record
@@ -177,10 +178,10 @@ def test_a_file_in_the_place_of_another_is_called_what_it_is(
 
 
 def test_kinds_of_files_are_told_apart_by_fields_that_they_have() -> None:
-    for kind in (Profile, Network, Plan, Solution, Jobs, ParameterFile, Record, NotebookRecord, Report):
+    for kind in (Profile, Network, Plan, Solution, Program, Jobs, ParameterFile, Record, NotebookRecord, Report):
         assert files.KINDS[kind.__name__][1] <= kind.model_fields.keys()
     assert files.KINDS["_TestbedFile"][1] <= LocalSettings.model_fields.keys()
-    assert len(files.KINDS) == 10
+    assert len(files.KINDS) == 11
 
 
 def test_a_device_a_fifo_and_a_link_stay_what_they_are(tmp_path: Path) -> None:

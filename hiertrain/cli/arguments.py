@@ -11,6 +11,9 @@ from hiertrain.testbeds import AUTOMATIC
 from hiertrain.values import one_line
 from hiertrain.workload.spec import OptimizerSettings
 
+AddCommand = Callable[[str, Callable, str, str], argparse.ArgumentParser]
+PROGRAM = "program.csv as the command program writes it, or .json, perhaps edited"
+
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, like every other error of the input."""
@@ -36,6 +39,14 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
+    _add_measuring(command)
+    _add_planning(command)
+    _add_executing(command)
+    _add_reproducing(command)
+    return whole
+
+
+def _add_measuring(command: AddCommand) -> None:
     sub = command(
         "profile",
         commands.run_profile,
@@ -59,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     _add_testbed(sub)
     sub.add_argument("--output", type=Path, default=Path("network.json"), help="the network to write")
 
+
+def _add_planning(command: AddCommand) -> None:
     sub = command(
         "optimize",
         commands.run_optimize,
@@ -72,12 +85,28 @@ def parser() -> argparse.ArgumentParser:
     sub = command(
         "predict",
         commands.run_predict,
-        "predict the time per iteration of a plan",
-        "Evaluates a plan with the cost model and lists its predicted timeline.",
+        "predict the time per iteration of a plan, or of a program",
+        "Evaluates a plan or a program with the cost model and lists its predicted timeline.",
     )
     _add_problem(sub, batch_size=False)
-    sub.add_argument("--plan", type=Path, required=True, help="plan.json, or a solution.json")
+    given = sub.add_mutually_exclusive_group(required=True)
+    given.add_argument("--plan", type=Path, help="plan.json, or a solution.json")
+    given.add_argument("--program", type=Path, help=PROGRAM)
 
+    sub = command(
+        "program",
+        commands.run_program,
+        "write what every worker does in one iteration of a plan, as a table to read and to edit",
+        "Prints CSV, one row per action; predict --program and train --program take it, also after a change. Layers "
+        "are 1..5, or 5 for a cut after it; rows of the mini-batch count from 0, both ends included: 0..63 100.",
+    )
+    _add_profile(sub)
+    _add_execution(sub)
+    sub.add_argument("--plan", type=Path, required=True, help="plan.json, or a solution.json")
+    sub.add_argument("--output", type=Path, help="the file to write: .csv, or .json")
+
+
+def _add_executing(command: AddCommand) -> None:
     sub = command(
         "train",
         commands.run_train,
@@ -89,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     _add_search(sub)
     _add_given(sub)
     _add_batch_size(sub)
-    sub.add_argument("--execution", choices=EXECUTIONS, default="paper", help="how it is executed")
+    _add_execution(sub)
     sub.add_argument("--no-reference", action="store_true", help="do not train on a single process for comparison")
     sub.add_argument("--output", type=Path, help="gets record and model; a new folder of results/train when not given")
     sub.add_argument("--force", action="store_true", help="replace the record of an earlier training there")
@@ -115,6 +144,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--timeout", type=float, default=8.0, metavar="S", help="a link silent for so long counts as lost")
     sub.add_argument("--output", type=Path, default=Path("jobs.json"), help="the jobs file to write")
 
+
+def _add_reproducing(command: AddCommand) -> None:
     sub = command(
         "reproduce",
         commands.run_reproduce,
@@ -142,7 +173,6 @@ def parser() -> argparse.ArgumentParser:
         "executed whole, by committed source, and measured.",
     )
     sub.add_argument("run", nargs="?", default="paper", help="the folder under results/")
-    return whole
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -184,12 +214,20 @@ def _add_testbed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_problem(parser: argparse.ArgumentParser, batch_size: bool = True) -> None:
-    parser.add_argument("--profile", type=Path, required=True, help="profile.json: times and sizes of the layers")
+    _add_profile(parser)
     parser.add_argument("--network", type=Path, required=True, help="network.json: the links")
-    parser.add_argument("--execution", choices=EXECUTIONS, default="paper", help="how an iteration is executed")
+    _add_execution(parser)
     if batch_size:
         _add_batch_size(parser)
         parser.add_argument("--data-holder", default="device", help="the worker that has the raw samples")
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", type=Path, required=True, help="profile.json: times and sizes of the layers")
+
+
+def _add_execution(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--execution", choices=EXECUTIONS, default="paper", help="how an iteration is executed")
 
 
 def _add_batch_size(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from hiertrain.cli.options import (
     constraints,
     given_plan,
     load_plan,
+    load_program,
     machine_of,
     search_problem,
     training_of,
@@ -37,8 +38,10 @@ from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
 from hiertrain.program.compiler import compile_plan
+from hiertrain.program.dry_run import dry_run
 from hiertrain.program.passes import lossy_layers
-from hiertrain.program.simulator import dry_run, iteration_s, simulate
+from hiertrain.program.simulator import iteration_s, simulate
+from hiertrain.program.table import to_csv
 from hiertrain.results.alarms import crowding, misfits, of_run, show, spreads
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
@@ -121,17 +124,34 @@ def run_optimize(options: argparse.Namespace) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    """Print a plan's predicted timeline and time."""
+    """Print the predicted timeline and time of a plan or a program."""
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
-    execution = EXECUTIONS[options.execution]
-    plan = load_plan(options.plan, execution)
-    problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
-    timeline = simulate(compile_plan(plan, profile.chain, execution), profile, network)
-    _print_plan(plan, profile.chain)
+    if options.plan:
+        execution = EXECUTIONS[options.execution]
+        plan = load_plan(options.plan, execution)
+        program = compile_plan(plan, profile.chain, execution)
+        _print_plan(plan, profile.chain)
+        alarms = misfits(profile, [plan])
+    else:
+        program, alarms = load_program(options), []
+        dry_run(program, profile.chain)
+    timeline = simulate(program, profile, network)
     for span in sorted(timeline.spans, key=lambda span: (span.start_s, span.end_s)):
         print(f"  {span.start_s * 1e3:10.3f} .. {span.end_s * 1e3:10.3f} ms  {span.worker:10} {span.action}")
-    print(f"predicted: {iteration_s(problem, plan) * 1e3:.3f} ms per iteration")
-    show([*misfits(profile, [plan]), *spreads(network)])
+    print(f"predicted: {timeline.makespan_s * 1e3:.3f} ms per iteration")
+    show([*alarms, *spreads(network)])
+
+
+def run_program(options: argparse.Namespace) -> None:
+    """Write the program that a plan is compiled to, as a table or as JSON."""
+    profile, execution = files.load(Profile, options.profile), EXECUTIONS[options.execution]
+    program = compile_plan(load_plan(options.plan, execution), profile.chain, execution)
+    if not options.output:
+        print(to_csv(program), end="")
+    elif options.output.suffix == ".json":
+        files.save(program, options.output)
+    else:
+        files.write_text(options.output, to_csv(program))
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -326,7 +346,7 @@ def run_jobs(options: argparse.Namespace) -> None:
     check_profile(profile, chain, unpaced)
     check_training(plan, training, chain, unpaced)
     program = compile_plan(plan, chain, execution)
-    dry_run(program)
+    dry_run(program, chain)
     predicted_s = iteration_s(problem, plan)
     content = {"training": training, "program": program, "workers": machines}
     content |= {"tag": secrets.token_hex(8), "predicted_s": predicted_s}

@@ -15,7 +15,9 @@ from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
-from hiertrain.values import InputError, PositiveSeconds, check
+from hiertrain.program.actions import Program
+from hiertrain.program.table import from_csv
+from hiertrain.values import InputError, PositiveSeconds, check, one_line
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
 
 if TYPE_CHECKING:
@@ -83,6 +85,19 @@ def load_plan(path: Path, execution: Execution) -> Plan:
         known = next((name for name, one in EXECUTIONS.items() if one == found.settings.execution), "another")
         raise InputError(f"{path}: was optimized with the execution {known!r}; give the same --execution")
     return found.plan
+
+
+def load_program(options: argparse.Namespace) -> Program:
+    """The program of ``--program``: a table, or JSON where the name ends in .json."""
+    if options.execution != "paper":
+        raise InputError(f"--execution {options.execution}: has no effect with --program, whose messages say it")
+    if options.program.suffix == ".json":
+        return files.load(Program, options.program)
+    text = files.read_text(options.program)
+    try:
+        return from_csv(text)
+    except InputError as error:
+        raise InputError(f"{one_line(str(options.program))}: {error}") from None
 
 
 def search_problem(

@@ -101,3 +101,14 @@ def joined(*parts: Rows) -> Rows:
         else:
             rows.append((start, end))
     return tuple(rows)
+
+
+def rows_text(rows: Rows) -> str:
+    """Ranges of rows as people write them, both ends included: ``0..63 100``."""
+    return " ".join(f"{start}..{end - 1}" if end - start > 1 else str(start) for start, end in rows)
+
+
+def rows_shown(rows: Rows) -> str:
+    """The same for an error's message: at most 80 characters."""
+    text = rows_text(rows[:20]) or "none"
+    return text if len(text) <= 80 and len(rows) <= 20 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""The simulation of a program, and its dry run for deadlocks. Times in seconds.
+"""The simulation of a program, and its replay without times. Times in seconds.
 
 The runtime executes the very program that ``simulate`` times, so prediction and execution cannot drift apart. This is
 the only place that knows time: one queue for each worker, and one for each direction of a link.
@@ -11,7 +11,7 @@ from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile, WorkerProfile
-from hiertrain.program.actions import Action, Op, Program, Role
+from hiertrain.program.actions import Action, Op, Program, Role, rows_shown
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.timeline import Span, Timeline
 from hiertrain.values import InputError
@@ -70,7 +70,7 @@ def iteration_s(problem: Problem, plan: Plan) -> float:
     return simulate(program, problem.profile, problem.network).makespan_s
 
 
-def dry_run(program: Program) -> None:
+def check_messages(program: Program) -> None:
     """Raise InputError when the program cannot finish: a deadlock, or messages whose two sides disagree."""
     _replay(program, lambda *_: 0.0, lambda *_: (0.0, 0.0))
 
@@ -87,7 +87,7 @@ def _replay(
     """
     clock = dict.fromkeys(program.actions, 0.0)
     position = dict.fromkeys(program.actions, 0)
-    in_flight: dict[tuple[str, str, Role | None], deque[tuple[float, Action]]] = defaultdict(deque)
+    in_flight: dict[tuple[str, str, Role | None], deque[tuple[float, int, Action]]] = defaultdict(deque)
     spans: list[Span] = []
 
     def perform(worker: str, action: Action) -> bool:
@@ -98,17 +98,17 @@ def _replay(
             end = start
             if action.size_bytes:  # an empty message costs nothing, but its receiver still waits for the sender
                 start, end = message_s(worker, action.peer, now, action.size_bytes)
-            in_flight[worker, action.peer, action.role].append((end, action))
+            in_flight[worker, action.peer, action.role].append((end, position[worker], action))
         elif action.op == Op.RECEIVE:
             assert action.peer is not None
             waiting = in_flight[action.peer, worker, action.role]
             if not waiting:
                 return False
-            arrival, sent = waiting.popleft()
+            arrival, place, sent = waiting.popleft()
             if sent.content != action.content:
                 raise InputError(
-                    f"program: {action.peer} will {sent} ({sent.size_bytes} bytes), "
-                    f"but {worker} will {action} ({action.size_bytes} bytes); both sides must agree"
+                    f"program: {action.peer}, action {place + 1}, will {sent}, but {worker}, action "
+                    f"{position[worker] + 1}, will {action}: {_difference(sent, action)}; both sides must agree"
                 )
             end = clock[worker] = max(now, arrival)
         else:
@@ -124,13 +124,29 @@ def _replay(
                 position[worker] += 1
                 moved = True
     stuck = [
-        f"{worker} at action {position[worker] + 1} ({actions[position[worker]]})"
+        f"{worker} waits at action {position[worker] + 1} ({actions[position[worker]]})"
         for worker, actions in program.actions.items()
         if position[worker] < len(actions)
     ]
     if stuck:
-        raise InputError(f"program deadlocks: {'; '.join(stuck)}")
-    unread = [f"{sent} by {key[0]}" for key, messages in in_flight.items() for _, sent in messages]
+        raise InputError(f"program: deadlocks: {'; '.join(stuck)}; each must be sent before its receiver can go on")
+    unread = [f"{key[0]}, action {place + 1} ({sent})" for key, sends in in_flight.items() for _, place, sent in sends]
     if unread:
-        raise InputError(f"program leaves messages unread: {'; '.join(unread)}")
+        raise InputError(f"program: leaves messages unread: {'; '.join(unread)}; each must have a receive")
     return Timeline(tuple(spans))
+
+
+def _difference(sent: Action, received: Action) -> str:
+    """In what the two sides of a message disagree, with both values."""
+    sides = [
+        {
+            "layers": f"{action.first}..{action.last}",
+            "rows": rows_shown(action.rows),
+            "encoding": action.encoding,
+            "size_bytes": action.size_bytes,
+        }
+        for action in (sent, received)
+    ]
+    return ", ".join(
+        f"{name} {one} against {sides[1][name]}" for name, one in sides[0].items() if one != sides[1][name]
+    )

@@ -16,7 +16,8 @@ from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.program.actions import Program
 from hiertrain.program.compiler import compile_plan
-from hiertrain.program.simulator import dry_run, simulate
+from hiertrain.program.dry_run import dry_run
+from hiertrain.program.simulator import simulate
 from hiertrain.testbeds.session import Testbed, WorkerError
 from hiertrain.testbeds.settings import AnySettings
 from hiertrain.training.run import Snapshots, TrainingRun, keep_iteration
@@ -46,7 +47,7 @@ def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) ->
     check_profile(problem.profile, chain, testbed.settings)
     check_training(plan, training, chain, testbed.settings)
     program = compile_plan(plan, chain, problem.execution)
-    dry_run(program)
+    dry_run(program, chain)
     return watch(testbed, train_jobs(testbed, problem, program, training), plan, program, training)
 
 

@@ -220,6 +220,32 @@ def test_predict_knows_activations_of_8_bits(folder: Path, capsys: pytest.Captur
     assert end_ms - start_ms == pytest.approx(2 + 408 * 8 / 20e3, abs=2e-3)
 
 
+def test_a_program_is_written_as_a_table_edited_and_predicted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["--plan", str(folder / "plan.json")]
+    assert main(["predict", *inputs(folder), *plan]) == 0
+    predicted = capsys.readouterr().out.splitlines()[-1]
+    profile = inputs(folder)[:2]
+    assert main(["program", *profile, *plan]) == 0
+    table = capsys.readouterr().out
+    program = {name: folder / f"program.{name}" for name in ("csv", "json", "edited.csv", "broken.csv")}
+    for name in ("csv", "json"):
+        assert main(["program", *profile, *plan, "--output", str(program[name])]) == 0
+        assert main(["predict", *inputs(folder), "--program", str(program[name])]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == predicted
+    assert program["csv"].read_text() == table
+    swapped = table.replace("0..39", "A").replace("40..63", "0..23").replace("A", "24..63")
+    program["edited.csv"].write_text(swapped)
+    assert main(["predict", *inputs(folder), "--program", str(program["edited.csv"])]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == predicted
+    for old, new, message in (
+        ("0..39", "0..38", "program: device, action 3 .*: size_bytes 1600; 1560 are what float32 takes"),
+        ("forward", "sleep", f"{program['broken.csv']}: line 3: op 'sleep': must be 'forward', 'backward', "),
+    ):
+        program["broken.csv"].write_text(table.replace(old, new))
+        assert main(["predict", *inputs(folder), "--program", str(program["broken.csv"])]) == 2
+        assert re.fullmatch(rf"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
+
+
 def broken(name: str, **changes: object) -> tuple[str, str]:
     content = {"profile": PROFILE, "network": NETWORK, "plan": PLAN}[name]
     return name, json.dumps({**content, **changes})
@@ -247,7 +273,6 @@ DEEP = {**PLAN["workers"], "edge": {"parent": None, "depth": 4, "samples": 24}}
         (("network", json.dumps(PROFILE)), [], "network.json: this is a profile; a network is needed"),
         (broken("plan"), ["--output", "/dev/full"], "/dev/full: cannot be written: it is no regular file"),
         (broken("plan"), ["--time-limit", "0"], "time_limit_s: .*got 0"),
-        (broken("plan"), ["--execution", "jalad"], "activations travel as uint8: must be float32; the solver knows no"),
         (broken("plan"), ["--output", "/dev/null/x.json"], "/dev/null/x.json: cannot be written"),
     ],
 )
@@ -312,7 +337,6 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
         (["--plan", str(folder / "plan.json"), "--batch-size", "7"], "--batch-size 7: the plan's is"),
         (["--output", str(RESULTS / "reference")], "results/reference: is committed; choose another folder"),
         (["--plan", str(folder / "plan.json")], "the root 'edge' has depth 3"),
-        (["--execution", "jalad"], "--execution jalad: needs --plan; the solver knows no 8-bit activations"),
         (["--testbed", "/nowhere.yml"], "/nowhere.yml: No such file"),
         (["--testbed", "lokal"], "testbed 'lokal': must be auto, local, netns, wired, or the path of a testbed file"),
         (["--root", "moon"], "worker 'moon' is not in the testbed; it has device, edge, cloud"),

@@ -7,7 +7,7 @@ from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program.actions import Action, Op, Program, Role
 from hiertrain.program.compiler import compile_plan
-from hiertrain.program.simulator import dry_run, simulate
+from hiertrain.program.simulator import check_messages, simulate
 from hiertrain.values import InputError
 
 # Three layers of 1 ms and 2 ms per sample forward and backward; activations of 1000 bytes, parameters of 500.
@@ -153,17 +153,23 @@ def test_a_worker_that_only_holds_the_data_only_sends() -> None:
 
 def test_a_deadlock_is_found_before_the_run() -> None:
     wait = Action(op=Op.RECEIVE, role=Role.WEIGHTS, peer="edge", first=1, last=1, size_bytes=4)
-    with pytest.raises(InputError, match=r"deadlocks: device at action 1 \(receive weights layers 1..1 from edge\)"):
-        dry_run(program_of({"device": (wait,), "edge": ()}))
+    with pytest.raises(
+        InputError, match=r"deadlocks: device waits at action 1 \(receive weights layers 1..1 from edge\)"
+    ):
+        check_messages(program_of({"device": (wait,), "edge": ()}))
 
 
 def test_two_sides_that_disagree_are_found_before_the_run() -> None:
     send = Action(op=Op.SEND, role=Role.WEIGHTS, peer="device", first=1, last=2, size_bytes=8)
     wait = Action(op=Op.RECEIVE, role=Role.WEIGHTS, peer="edge", first=1, last=1, size_bytes=4)
-    with pytest.raises(InputError, match=r"edge will send weights .*8 bytes.* device will receive .*4 bytes"):
-        dry_run(program_of({"device": (wait,), "edge": (send,)}))
-    with pytest.raises(InputError, match=r"leaves messages unread: send weights layers 1\.\.2 to device by edge"):
-        dry_run(program_of({"device": (), "edge": (send,)}))
+    with pytest.raises(
+        InputError, match=r"edge, action 1, will send weights .*: layers 1\.\.2 .*, size_bytes 8 against 4"
+    ):
+        check_messages(program_of({"device": (wait,), "edge": (send,)}))
+    with pytest.raises(
+        InputError, match=r"leaves messages unread: edge, action 1 \(send weights layers 1\.\.2 to device"
+    ):
+        check_messages(program_of({"device": (), "edge": (send,)}))
 
 
 def test_a_plan_that_does_not_fit_is_not_compiled() -> None:
