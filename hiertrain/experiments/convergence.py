@@ -3,7 +3,7 @@
 Policies that come to the same work share a run, which is one record, so that interrupted trainings go on with the next.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -95,7 +95,8 @@ def train_each(
     }
 
 
-def _learn(testbed: Testbed, policy: Policy, training: Training, data: Dataset) -> dict[str, object]:
+def _learn(testbed_at: Callable[[], Testbed], policy: Policy, training: Training, data: Dataset) -> dict[str, object]:
+    testbed = testbed_at()
     done = train(testbed, policy.problem, policy.plan, training)
     return {
         "kind": kind_of_times(testbed.settings),

@@ -18,7 +18,7 @@ from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
 from hiertrain.results.alarms import misfits, repetitions, spreads
 from hiertrain.results.records import remembered
-from hiertrain.results.tables import action_table, prediction_table, timeline_table
+from hiertrain.results.timelines import action_table, prediction_table, timeline_table
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import AnySettings, kind_of_times
@@ -62,13 +62,12 @@ def _profile(run: str, testbed: Testbed, model: ModelSettings, sample_counts: tu
     """Measured, or recorded by the same run: links make no difference to it."""
     workers = testbed.settings.workers
     parameters = {"testbed": testbed.settings.kind, "workers": workers, "model": model, "sample_counts": sample_counts}
-    results = remembered(
-        run,
-        f"05-{model.name}-profile",
-        parameters,
-        lambda: {"profile": measure_layers(testbed, model, sample_counts=sample_counts)},
-    )
-    return Profile.model_validate(results["profile"])
+    compute = partial(_measured, testbed, model, sample_counts)
+    return Profile.model_validate(remembered(run, f"05-{model.name}-profile", parameters, compute)["profile"])
+
+
+def _measured(testbed: Testbed, model: ModelSettings, sample_counts: tuple[int, ...]) -> dict[str, object]:
+    return {"profile": measure_layers(testbed, model, sample_counts=sample_counts)}
 
 
 def compare_plans(

@@ -11,7 +11,7 @@ from hiertrain.experiments.work import works_of
 from hiertrain.problem.plan import Plan
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
-from hiertrain.results.tables import timeline_table
+from hiertrain.results.timelines import timeline_table
 
 
 def policy_table(

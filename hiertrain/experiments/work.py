@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.problem import Problem
 from hiertrain.program.actions import Op, Role
 from hiertrain.program.compiler import compile_plan
-from hiertrain.results.records import recall, remembered
-from hiertrain.results.tables import timeline_table
+from hiertrain.results.records import remembered
+from hiertrain.results.timelines import timeline_table
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import kind_of_times
@@ -113,19 +113,18 @@ def remember_each(
     run: str,
     testbed: Callable[[], Testbed],
     parameters: Mapping[str, Mapping[str, object]],
-    execute: Mapping[str, Callable[[Testbed], Mapping[str, object]]],
+    execute: Mapping[str, Callable[[Callable[[], Testbed]], Mapping[str, object]]],
 ) -> dict[str, Mapping[str, Any]]:
     """The results of work by the name of its record: those that are recorded, and the others, executed and recorded.
 
-    ``testbed`` is called only where something is to be executed. Raises InputError and WorkerError.
+    ``testbed`` is called once, and only where something is to be executed. The plan stands in the parameters, so that
+    planners may change. Raises InputError and WorkerError.
     """
-    recalled = {name: recall(run, name, own) for name, own in parameters.items()}
-    results: dict[str, Mapping[str, Any]] = {name: found for name, found in recalled.items() if found is not None}
-    if missing := [name for name in parameters if name not in results]:
-        opened = testbed()
-        for name in tqdm(missing, desc="work", leave=False):
-            results[name] = remembered(run, name, parameters[name], partial(execute[name], opened))
-    return results
+    once = cache(testbed)
+    return {
+        name: remembered(run, name, own, partial(execute[name], once), given=["hiertrain.planning"])
+        for name, own in tqdm(parameters.items(), desc="work", leave=False)
+    }
 
 
 def works_of(settings: Emulated, case: Case, work_s: float) -> list[Work]:
@@ -135,8 +134,9 @@ def works_of(settings: Emulated, case: Case, work_s: float) -> list[Work]:
     ]
 
 
-def _execute(testbed: Testbed, work: Work, work_s: float) -> dict[str, object]:
+def _execute(testbed_at: Callable[[], Testbed], work: Work, work_s: float) -> dict[str, object]:
     """Train, and keep the times of the iterations after the first, and the timeline of the one with their median."""
+    testbed = testbed_at()
     problem, plan = work.policy.problem, work.policy.plan
     iterations = iterations_within(work_s, work.policy.predicted_s, LEAST_TIMED)
     run = train(testbed, problem, plan, _training(problem, iterations))

@@ -2,6 +2,11 @@
 
 ``hiertrain reproduce paper`` runs the notebooks that notebooks/parameters/paper.yml lists, in its order, into
 results/<run>/. Executed copies go to results/<run>/notebooks/, each with a record of what it was made from beside it.
+
+A notebook is executed again when its own code or parameters have changed, code of the package that it depends on
+(``sources``), the versions below, testbeds and profiles, or what notebooks before it have put out, but for figures.
+Its prose, and reports, change nothing. What is executed again measures only what is no longer ``remembered``, so that a
+figure is drawn anew from the measurements that are there.
 """
 
 import base64
@@ -25,7 +30,7 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from pydantic import JsonValue
 from tqdm import tqdm
 
-from hiertrain import files
+from hiertrain import files, sources
 from hiertrain.paths import DATA, NOTEBOOKS, RESULTS
 from hiertrain.reproduction.parameters import Job, check_known, prepare
 from hiertrain.results.environment import Environment, environment_record, package_versions
@@ -76,14 +81,13 @@ def reproduce(
     for name in only or ():
         check_known(f"{parameter_file}: notebook", name, [job.name for job in jobs])
     files.check_output(jobs[0].path(".ipynb"))
-    base = _digest_of_sources(notebooks)
+    base = digest_of_base(notebooks)
     outcomes: list[Outcome] = []
     begin = time.perf_counter()
     chosen = [job for job in jobs if only is None or job.name in only]
     with tqdm(total=sum(job.cells for job in chosen), unit="cell", disable=None, leave=False) as bar, own_kernel():
         for job in chosen:
-            earlier = [job.folder / output for before in jobs[: jobs.index(job)] for output in before.outputs]
-            outcome = _bring_up_to_date(job, _fingerprint(job, base, earlier), force, bar)
+            outcome = _bring_up_to_date(job, fingerprint(job, base, jobs[: jobs.index(job)]), force, bar)
             tqdm.write(f"{job.name:<24} {'ran' if outcome.ran else 'unchanged':<10} {outcome.seconds:8.1f} s")
             outcomes.append(outcome)
     ran = sum(outcome.ran for outcome in outcomes)
@@ -92,19 +96,41 @@ def reproduce(
     return outcomes
 
 
-def _digest_of_sources(notebooks: Path) -> str:
-    """One digest of what every notebook builds on: the package, the versions below it, testbeds and profiles."""
-    package = Path(__file__).parent.parent
-    folders = [package.rglob("*.py"), (notebooks / "testbeds").glob("*.yml"), (DATA / "profiles").glob("*.json")]
-    sources = [source for folder in folders for source in sorted(folder)]
-    state = {"python": platform.python_version(), "versions": package_versions()}
-    return _digest(state, *((source.name, _digest_of_file(source)) for source in sources))
+def digest_of_base(notebooks: Path = NOTEBOOKS) -> str:
+    """One digest of what every notebook builds on besides code: the versions below it, testbeds and profiles."""
+    folders = [(notebooks / "testbeds").glob("*.yml"), (DATA / "profiles").glob("*.json")]
+    given = {path.name: _digest_of_file(path) for folder in folders for path in sorted(folder)}
+    return _digest(platform.python_version(), package_versions(), given)
 
 
-def _fingerprint(job: Job, base: str, earlier: Sequence[Path]) -> str:
-    """Digest of all that an execution depends on; ``earlier``: the outputs of the notebooks before it in this run."""
-    cells = [(cell.cell_type, cell.source) for cell in nbformat.read(job.source, as_version=4).cells]
-    return _digest(base, cells, dict(job.parameters), [_digest_of_file(path) for path in (*earlier, *job.reads)])
+def fingerprint(job: Job, base: str, before: Sequence[Job] = ()) -> str:
+    """Digest of all that an execution depends on, by the rule above. ``before``: the notebooks before it in this run.
+
+    Code that is no Python counts by its text, and is taken to use nothing. Raises InputError for no notebook.
+    """
+    cells = nbformat.read(job.source, as_version=4).cells
+    code = "\n\n".join(cell.source for cell in cells if cell.cell_type == "code").encode()
+    try:
+        own, used = sources.read(code).meaning, sources.reached_by(code)
+    except SyntaxError:
+        own, used = code.decode(), []
+    earlier = [job.folder / output for early in before for output in early.outputs if not _is_figure(output)]
+    inputs = [_digest_of_input(path) for path in (*earlier, *job.reads)]
+    return f"{sources.RULE}:{_digest(base, own, sources.digest(used), dict(job.parameters), inputs)}"
+
+
+def _is_figure(output: str) -> bool:
+    return PurePosixPath(output).match("figures/*")
+
+
+def _digest_of_input(path: Path) -> str:
+    """Of a file; of a record without when and where it was made, which no notebook reads for its results."""
+    if path.parent.name == "records" and path.is_file():
+        try:
+            return _digest(json.loads(path.read_bytes()) | {"environment": None})
+        except (ValueError, TypeError):  # no record: whoever reads it says so
+            pass
+    return _digest_of_file(path)
 
 
 def _digest(*content: object) -> str:
@@ -125,11 +151,12 @@ def _records_of(job: Job) -> list[str]:
     return sorted(f"records/{path.name}" for path in found if not path.name.endswith(".failed.json"))
 
 
-def _bring_up_to_date(job: Job, fingerprint: str, force: bool, bar: tqdm) -> Outcome:
+def _bring_up_to_date(job: Job, now: str, force: bool, bar: tqdm) -> Outcome:
     """Execute a notebook unless it was executed in just this way and its outputs are as it left them."""
     begin = time.perf_counter()
-    reason = "asked for" if force else _reason(job, fingerprint)
+    reason = "asked for" if force else why_outdated(job, now)
     if reason is None:
+        _renew_prose(job)
         bar.update(job.cells)
         return Outcome(job.name, ran=False, seconds=time.perf_counter() - begin)
     bar.write(f"{job.name:<24} starts: {reason}")
@@ -148,7 +175,7 @@ def _bring_up_to_date(job: Job, fingerprint: str, force: bool, bar: tqdm) -> Out
     job.path(".failed.ipynb").replace(job.path(".ipynb"))
     seconds = time.perf_counter() - begin
     record = NotebookRecord(
-        fingerprint=fingerprint,
+        fingerprint=now,
         parameters=dict(job.parameters),
         outputs=_digests(job, [*job.outputs, *_records_of(job)]),
         seconds=seconds,
@@ -158,17 +185,37 @@ def _bring_up_to_date(job: Job, fingerprint: str, force: bool, bar: tqdm) -> Out
     return Outcome(job.name, ran=True, seconds=seconds)
 
 
-def _reason(job: Job, fingerprint: str) -> str | None:
-    """Why the notebook must be executed; None when it was executed in just this way and nothing has changed since."""
+def why_outdated(job: Job, now: str) -> str | None:
+    """Why the notebook must be executed; None when it was executed in just this way and nothing has changed since.
+
+    ``now``: its ``fingerprint``.
+    """
     if not (job.path(".json").is_file() and job.path(".ipynb").is_file()):
         return "it has not been executed yet"
     try:
         record = files.load(NotebookRecord, job.path(".json"))
     except InputError:
         return "its record is of another version of the workbench"
-    if record.fingerprint != fingerprint:
+    if not record.fingerprint.startswith(f"{sources.RULE}:"):
+        return f"its record does not say by the rule {sources.RULE} what it was made from"
+    if record.fingerprint != now:
         return "the code, its parameters or what it builds on have changed"
     return changed_output(job, record)
+
+
+def _renew_prose(job: Job) -> None:
+    """Give an executed copy the cells as they are now, which mean what was executed, and keep what these put out."""
+    copy, cells = nbformat.read(job.path(".ipynb"), as_version=4), []
+    before = nbformat.writes(copy)
+    injected = [cell for cell in copy.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    executed = iter([cell for cell in copy.cells if cell.cell_type == "code" and cell not in injected])
+    for cell in nbformat.read(job.source, as_version=4).cells:
+        if cell.cell_type == "code" and (done := next(executed, None)):
+            cell.outputs, cell.execution_count, cell.metadata = done.outputs, done.execution_count, done.metadata
+        cells += [cell, *(injected if "parameters" in cell.metadata.get("tags", []) else ())]
+    copy.cells = cells
+    if (after := nbformat.writes(copy)) != before:
+        files.write_text(job.path(".ipynb"), after)
 
 
 def changed_output(job: Job, record: NotebookRecord) -> str | None:

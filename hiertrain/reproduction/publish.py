@@ -15,7 +15,7 @@ import pandas as pd
 from hiertrain import files
 from hiertrain.experiments.grid import Setting, check_emulated, setting_of
 from hiertrain.paths import ROOT
-from hiertrain.reproduction.notebooks import NotebookRecord, changed_output
+from hiertrain.reproduction.notebooks import NotebookRecord, changed_output, digest_of_base, fingerprint, why_outdated
 from hiertrain.reproduction.parameters import Job, prepare
 from hiertrain.results.environment import environment_record
 from hiertrain.results.records import Record
@@ -32,11 +32,13 @@ def publish(run: str = PARAMETERS, root: Path = ROOT) -> Path:
     """Make results/<run> the reference, fill the README's tables from it, and return the reference's folder.
 
     What is copied are the declared outputs of all notebooks, and all records. Raises InputError before anything is
-    changed: unless ``paper.yml`` was executed whole, by one source that a commit has, on a testbed that measures.
+    changed: unless ``paper.yml`` was executed whole, by source that a commit has, on a testbed that measures, and would
+    be executed no more now, so that all of it is of the code as it is.
     """
     jobs = prepare(PARAMETERS, run, results=root / "results")
     copied = {job.path(".json"): executed(job).outputs for job in jobs}
     folder, target, readme = jobs[0].folder, root / "results" / "reference", root / "README.md"
+    _check_current(jobs)
     sources = [*copied, *(folder / name for name in dict.fromkeys(chain.from_iterable(copied.values())))]
     _check_records([path for path in sources if path.parent.name == "records"])
     files.check_output(readme)
@@ -86,19 +88,21 @@ def executed(job: Job) -> NotebookRecord:
 
 
 def _check_records(paths: Sequence[Path]) -> None:
-    made: dict[str | None, str] = {}  # the first record of each source
     for path in paths:
         record = files.load(Record, path)
         if record.environment.commit is None or record.environment.dirty:
             raise InputError(f"{path}: made by source that no commit has; a reference's must be of one")
         if record.results.get("kind") == "emulated":
             raise InputError(f"{path}: its times are emulated; a reference's must be measured")
-        made.setdefault(record.environment.source, path.name)
-    if len(made) > 1:
-        raise InputError(
-            f"{paths[0].parent}: {' and '.join(made.values())} were made by different source of the package; a "
-            "reference must be of one. Remove the folder and reproduce it again: --force keeps records of work"
-        )
+
+
+def _check_current(jobs: Sequence[Job]) -> None:
+    base = digest_of_base()
+    for number, job in enumerate(jobs):
+        if reason := why_outdated(job, fingerprint(job, base, jobs[:number])):
+            raise InputError(
+                f"{job.path('.json')}: {reason}; a reference must be of the code as it is. Reproduce it again"
+            )
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:

@@ -1,13 +1,11 @@
 """Where and with what something ran: commit, sources, host, versions."""
 
-import hashlib
 import os
 import platform
 import re
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -20,7 +18,7 @@ class Environment(Value):
 
     commit: str | None  # None outside a git checkout of the workbench
     dirty: bool | None  # whether tracked files differed from the commit
-    source: str | None = None  # digest of the package's source files; None in records of before it was kept
+    source: str | None = None  # in records of before they said what they depend on: digest of all source files
     host: str
     cpu: str
     cores: Threads
@@ -36,7 +34,6 @@ def environment_record() -> Environment:
     return Environment(
         commit=commit,
         dirty=None if commit is None else _git("status", "--porcelain", "--untracked-files=no") != "",
-        source=source_digest(),
         host=platform.node(),
         cpu=cpu_model(),
         cores=os.cpu_count() or 1,
@@ -55,14 +52,6 @@ def package_versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):  # of an extra that this machine does without
             versions[name] = metadata.version(name)
     return versions
-
-
-@cache
-def source_digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,11 +1,17 @@
 """Run records: what ran (parameters, commit, host, versions) stands beside what came out.
 
 A run is a folder under results/: notebooks/ (executed copies), figures/, tables/, models/ and records/ (JSON files).
+
+What takes long is ``remembered``: its record is used again as long as it would come out the same. That is, with the
+same parameters, on the same kind of processor, with the same versions of packages, by the same code of the function
+that computes it and of all that its module depends on (``sources``), but for what writes records. So a change of a
+figure, a report or a docstring leaves it valid, and one of the runtime, a testbed or the cost of an action does not.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +19,11 @@ import numpy as np
 import pandas as pd
 from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
+from tqdm.auto import tqdm
 
-from hiertrain import files
+from hiertrain import files, sources
 from hiertrain.paths import RESULTS
-from hiertrain.results.environment import Environment, cpu_model, environment_record, package_versions, source_digest
+from hiertrain.results.environment import Environment, cpu_model, environment_record, package_versions
 from hiertrain.values import InputError, Name, RunError, Value, check
 
 LAST_RUNS = 50  # that a run is compared with
@@ -30,6 +37,7 @@ class Record(Value):
     parameters: dict[str, JsonValue]
     results: dict[str, JsonValue]
     environment: Environment
+    code: str | None = None  # digest of what it depends on, where it is remembered; None in records of before
 
 
 def run_folder(run: str, root: Path = RESULTS) -> Path:
@@ -59,7 +67,12 @@ def check_new(path: Path, force: bool) -> None:
 
 
 def save_record(
-    run: str, name: str, parameters: Mapping[str, object], results: Mapping[str, object], root: Path = RESULTS
+    run: str,
+    name: str,
+    parameters: Mapping[str, object],
+    results: Mapping[str, object],
+    root: Path = RESULTS,
+    code: str | None = None,
 ) -> Path:
     """Write results/<run>/records/<name>.json and return its path.
 
@@ -73,6 +86,7 @@ def save_record(
         "parameters": _json(parameters, f"record {run}/{name}: parameters"),
         "results": _json(results, f"record {run}/{name}: results"),
         "environment": environment_record(),
+        "code": code,
     }
     files.save(files.parse(Record, content, f"record {run}/{name}"), path)
     return path
@@ -104,30 +118,53 @@ def remembered(
     parameters: Mapping[str, object],
     compute: Callable[[], Mapping[str, object]],
     root: Path = RESULTS,
+    given: Sequence[str] = (),
 ) -> dict[str, JsonValue]:
-    """The results of a record; computed and saved first, unless it is there, of the same parameters and source.
+    """The results of a record; computed and saved first, unless it is there and would come out the same (see above).
 
-    So that a long grid goes on after an interruption where it was: one record per point. What fails is kept as
-    ``recorded`` says. Raises what ``compute`` raises.
+    So that a long grid goes on after an interruption where it was: one record per point. ``given``: rooms or modules
+    whose part in the work is among the parameters, such as the plan for ``hiertrain.planning``. What fails is kept as
+    ``recorded`` says. Raises what ``compute`` raises, and InputError unless that is a function of the package.
     """
-    results = recall(run, name, parameters, root)
-    if results is not None:
-        return results
+    code = _code_of(compute, given)
+    outdated = _why_outdated(run, name, parameters, code, root)
+    if outdated is None:
+        return load_record(run, name, root).results
+    if record_path(run, name, root).exists():
+        tqdm.write(f"{name}: made anew; {outdated}")
     with recorded(run, name, parameters, root):
-        save_record(run, name, parameters, compute(), root)
+        save_record(run, name, parameters, compute(), root, code)
     return load_record(run, name, root).results
 
 
-def recall(run: str, name: str, parameters: Mapping[str, object], root: Path = RESULTS) -> dict[str, JsonValue] | None:
-    """The results of a record of the same parameters, source, versions and processor; None where there is none."""
+def _code_of(compute: Callable[..., object], given: Sequence[str]) -> str:
+    """Digest of what a function's results depend on. Raises InputError unless it is one of the package."""
+    while isinstance(compute, partial):
+        compute = compute.func
+    return _code_of_module(compute.__module__, tuple(given))
+
+
+@cache  # what has been imported stays, whatever becomes of the files
+def _code_of_module(module: str, given: tuple[str, ...]) -> str:
+    return sources.digest(sources.reached(module, apart=(*given, __name__)))
+
+
+def _why_outdated(run: str, name: str, parameters: Mapping[str, object], code: str, root: Path = RESULTS) -> str | None:
+    """Why a record may not be what its work would come to now, with ``code`` what it depends on; None where it is."""
     path = record_path(run, name, root)
     try:
         record = load_record(run, name, root)
-    except InputError:  # there is none, or one of another version of the workbench
-        return None
-    then = record.environment
-    same = record.parameters == _json(parameters, str(path)) and then.source == source_digest()
-    return record.results if same and (then.versions, then.cpu) == (package_versions(), cpu_model()) else None
+    except InputError as error:
+        return str(error)
+    then, rule = record.environment, code.partition(":")[0]
+    reasons = {
+        "its parameters were others": record.parameters != _json(parameters, str(path)),
+        f"it does not say by the rule {rule} which code made it": (record.code or "").partition(":")[0] != rule,
+        "code that it depends on was another": record.code != code,
+        "versions of packages were others": then.versions != package_versions(),
+        f"it was made on another processor, {then.cpu}": then.cpu != cpu_model(),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def same_runs(name: str, parameters: Mapping[str, object], root: Path) -> list[dict[str, Any]]:

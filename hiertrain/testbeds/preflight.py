@@ -3,7 +3,7 @@
 ``ssh`` sends this file's text to the machine's interpreter (``python -c``), which needs nothing but its standard
 library, and no syntax that an old Python lacks: it has to run far enough to say how old it is. A JSON object per line:
 
-    to it:    {"name": "device", "address": "10.0.0.1", "packages": ["torch"], "cuda": false}
+    to it:    {"name": "device", "address": "10.0.0.1", "packages": ["torch"], "sources": ["worker.py"], "cuda": false}
     from it:  {"python": [3, 11, 2], ...}, see inspect()
     to it:    {"peers": {"edge": ["10.0.0.2", 40211]}, "timeout_s": 3.0}
     from it:  {"blocked": {"edge": "timed out"}}
@@ -23,15 +23,13 @@ import sys
 import threading
 
 
-def source_digests(folder):
-    """SHA-256 of every Python source file below a folder, by its path there."""
+def file_digests(folder, paths):
+    """SHA-256 of those of these files that are there, by their paths below the folder."""
     digests = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(parent, name)
-            if name.endswith(".py"):
-                with open(path, "rb") as source:
-                    digests[os.path.relpath(path, folder)] = hashlib.sha256(source.read()).hexdigest()
+    for path in paths:
+        if os.path.isfile(os.path.join(folder, path)):
+            with open(os.path.join(folder, path), "rb") as source:
+                digests[path] = hashlib.sha256(source.read()).hexdigest()
     return digests
 
 
@@ -50,7 +48,7 @@ def inspect(request, listener):
         answer["packages"] = {name: version(name) for name in request["packages"]}
         answer["folder"] = package_folder()
         if answer["folder"]:
-            answer["sources"] = source_digests(answer["folder"])
+            answer["sources"] = file_digests(answer["folder"], request["sources"])
         if request["cuda"] and answer["packages"]["torch"]:
             answer["cuda"] = importlib.import_module("torch").cuda.is_available()
     return answer

@@ -22,6 +22,7 @@ from typing import IO, TypeVar
 from pydantic import ValidationError
 
 from hiertrain.control.memory import KEPT
+from hiertrain.sources import PACKAGE, reached
 from hiertrain.testbeds import preflight
 from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.settings import SshSettings, SshWorker
@@ -34,7 +35,6 @@ CHECK_LIMIT_S = 60.0  # starting Python and, where CUDA is asked for, importing 
 CONNECT_LIMIT_S = 3.0  # between two workers: long enough for one packet to be lost
 COPY_LIMIT_S = 120.0
 END_LIMIT_S = 5.0
-PACKAGE = Path(preflight.__file__).parent.parent
 
 
 @contextmanager
@@ -245,7 +245,13 @@ A = TypeVar("A", _Inspection, _Connections)
 def _inspection_request(name: str, settings: SshSettings) -> dict[str, object]:
     worker = settings.workers[name]
     packages = (*PACKAGES, *DATA_PACKAGES) if name == settings.data_holder else PACKAGES
-    return {"name": name, "address": worker.address, "packages": packages, "cuda": worker.accelerator == "cuda"}
+    return {
+        "name": name,
+        "address": worker.address,
+        "packages": packages,
+        "sources": reached("hiertrain.worker"),
+        "cuda": worker.accelerator == "cuda",
+    }
 
 
 def _ask_all(
@@ -313,8 +319,8 @@ def _compare(worker: SshWorker, there: _Inspection, uncopied: str | None) -> Ite
     elif there.folder is None:
         yield f"package hiertrain is not installed for {worker.python!r}; must be, or have a folder to be copied to"
     else:
-        sources = preflight.source_digests(PACKAGE)
-        differing = sorted(path for path in sources if there.sources.get(path) != sources[path])
+        here = preflight.file_digests(PACKAGE, reached("hiertrain.worker"))
+        differing = [path for path in here if there.sources.get(path) != here[path]]
         if differing:
             more = f" and {len(differing) - 3} more files" if len(differing) > 3 else ""
             yield (

@@ -65,8 +65,7 @@ def test_a_cut_plan_sends_all_samples_on_at_the_cut_and_less_with_8_bits(grey: P
 def test_each_work_is_trained_once_and_8_bits_make_a_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
-    for function in (records.recall, records.remembered):
-        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(records.remembered, "__defaults__", (tmp_path, ()))
     monkeypatch.setattr(testbeds, "open_testbed", open_local)
     data, colour = load_dataset("synthetic"), problem_at(LOCAL, SETTING)
     training = training_settings(ModelSettings(name="lenet5"), data, 16, iterations=3, snapshot_every=2)

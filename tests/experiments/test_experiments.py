@@ -133,9 +133,7 @@ def test_iterations_fill_the_time_within_bounds(predicted_s: float, least: int, 
 def test_work_is_executed_once_and_then_recalled(
     cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
-    for function in (records.recall, records.remembered):
-        assert function.__defaults__ is not None
-        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(records.remembered, "__defaults__", (tmp_path, ()))
     monkeypatch.setattr(testbeds, "open_testbed", open_local)
     first = Case(MIDDLE, {name: cases[0].policies[name] for name in ("all-edge", "jointdnn+", "hiertrain+")})
     results = observe("try", LOCAL, [first], work_s=0.2, slowest_s=10.0)

@@ -30,8 +30,7 @@ def lenet5_training(batch_size: int) -> Training:
 def test_layers_are_measured_once_per_model_and_cases_only_where_they_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
-    for function in (records.recall, records.remembered):
-        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(records.remembered, "__defaults__", (tmp_path, ()))
     measured: list[str] = []
     problem = instant_problem(build_model("lenet5", (1, 32, 32)).chain, 4, Execution())
 

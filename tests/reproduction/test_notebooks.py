@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from hiertrain import files
 from hiertrain.cli.main import main
-from hiertrain.reproduction.notebooks import NotebookError, NotebookRecord, Outcome, _fingerprint, reproduce
+from hiertrain.reproduction.notebooks import NotebookError, NotebookRecord, Outcome, fingerprint, reproduce
 from hiertrain.reproduction.parameters import prepare
 from hiertrain.values import ON_DEMAND, InputError
 
@@ -48,6 +48,13 @@ class Bench:
         cells += [new_code_cell(source) for source in (setup, *sources)]
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), self.notebooks / f"{name}.ipynb")
+
+    def reword(self, name: str, title: str, comment: str) -> None:
+        path = self.notebooks / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells[0].source = title
+        notebook.cells[-1].source += f"\n{comment}"
+        nbformat.write(notebook, path)
 
     def parameters(self, **notebooks: object) -> None:
         content = {"run": "try", "notebooks": {name.replace("_", "-"): part for name, part in notebooks.items()}}
@@ -88,6 +95,15 @@ def test_what_is_unchanged_is_skipped_and_changes_ripple_down(bench, tmp_path, m
     assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
 
     assert bench.reproduce() == {"01-first": False, "02-second": False}
+    executed = bench.run / "notebooks" / "01-first.ipynb"
+    before = nbformat.read(executed, as_version=4)
+    bench.reword("01-first", "# Another title", "# a comment")  # which mean nothing to what was executed
+    assert bench.reproduce() == {"01-first": False, "02-second": False}
+    after = nbformat.read(executed, as_version=4)
+    assert after.cells[0].source == "# Another title"
+    assert after.cells[-1].source.endswith("# a comment")
+    assert [cell.get("outputs") for cell in after.cells] == [cell.get("outputs") for cell in before.cells]
+    assert [cell.source for cell in after.cells[1:-1]] == [cell.source for cell in before.cells[1:-1]]
     (bench.run / "a.txt").unlink()  # is made again, with the content that the second notebook has seen
     assert bench.reproduce() == {"01-first": True, "02-second": False}
     bench.parameters(**{"01_first": {**first, "parameters": {"factor": 5}}, "02_second": second})
@@ -135,6 +151,25 @@ def test_a_deleted_measurement_is_noticed_and_the_report_goes_with_the_results(b
     case.write_text("changed")
     assert bench.reproduce(only=["01-first"]) == {"01-first": True}
     assert "starts: records/01-case.json is not as the notebook left it" in capsys.readouterr().out
+
+
+def test_figures_and_the_time_of_records_are_no_input_of_later_notebooks_and_another_rule_is_said(bench, capsys):
+    draw = '(folder / "figures").mkdir(exist_ok=True)\n(folder / "figures" / "a.csv").write_text(str(time.time()))'
+    record = '{"results": {}, "environment": "TIME"}'
+    keep = f"path = folder / 'records' / '00-first.json'\npath.write_text({record!r}.replace('TIME', str(time.time())))"
+    make = '(folder / "records").mkdir(exist_ok=True)'
+    bench.notebook("01-first", make, draw, keep)
+    bench.notebook("02-second", WRITE_A)
+    first = {"outputs": ["figures/a.csv", "records/00-first.json"]}
+    bench.parameters(**{"01_first": first, "02_second": {"outputs": ["a.txt"]}})
+    assert bench.reproduce() == {"01-first": True, "02-second": True}
+    bench.notebook("01-first", make, draw, keep, "factor")
+    assert bench.reproduce() == {"01-first": True, "02-second": False}
+    path = bench.run / "notebooks" / "02-second.json"
+    path.write_text(path.read_text().replace("code-1:", ""))
+    capsys.readouterr()
+    assert bench.reproduce() == {"01-first": False, "02-second": True}
+    assert "starts: its record does not say by the rule code-1 what it was made from" in capsys.readouterr().out
 
 
 def test_an_error_names_notebook_and_cell_and_leaves_no_success(bench):
@@ -261,9 +296,9 @@ def test_a_variant_says_only_what_is_different(bench):
     assert job.parameters == {"run": "smaller", "factor": 3, "names": ["y"]}
     assert job.outputs == ("a.txt", "figures/y.png", "figures/y.pdf", "figures/y.csv")
     assert job.reads == (bench.run / "a.txt",)
-    before = _fingerprint(job, "", ())
+    before = fingerprint(job, "")
     files.write_text(bench.run / "a.txt", "changed")
-    assert _fingerprint(job, "", ()) != before
+    assert fingerprint(job, "") != before
     for part, message in [
         ({"01-frist": {}}, r"notebook of 'small' '01-frist' does not exist; did you mean '01-first'\?"),
         ({"01-first": {"without": ["z"]}}, r"01-first: figure of 'small' 'z' does not exist"),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,17 +106,17 @@ def test_a_missing_or_damaged_record_is_named(tmp_path):
 
 
 def test_the_environment_names_machine_and_versions():
-    environment = environment_record()
-    assert environment.cpu
-    assert environment.cores >= 1
-    assert environment.time_utc.utcoffset() is not None
-    assert environment.versions == package_versions()
-    assert {"hiertrain", "numpy", "ortools", "torch", "torchvision"} <= environment.versions.keys()
-    assert "pytest" not in environment.versions  # a tool of development
+    here = environment_record()
+    assert here.cpu
+    assert here.cores >= 1
+    assert here.time_utc.utcoffset() is not None
+    assert here.versions == package_versions()
+    assert {"hiertrain", "numpy", "ortools", "torch", "torchvision"} <= here.versions.keys()
+    assert "pytest" not in here.versions  # a tool of development
     if (ROOT / ".git").exists():
-        assert environment.commit is not None
-        assert len(environment.commit) == 40
-        assert environment.dirty is not None
+        assert here.commit is not None
+        assert len(here.commit) == 40
+        assert here.dirty is not None
 
 
 def test_versions_are_those_of_all_direct_dependencies_that_are_installed(monkeypatch):
@@ -139,29 +140,49 @@ def test_a_failure_leaves_a_record_of_the_error_and_of_what_was_completed(tmp_pa
     assert not failed.exists()
 
 
-def test_a_result_is_computed_once_for_the_same_parameters(tmp_path):
-    calls = []
+def test_a_result_is_computed_once_as_long_as_it_would_be_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[float] = []
 
     def compute(value: float) -> dict[str, object]:
         calls.append(value)
         return {"value": value}
 
+    monkeypatch.setattr(compute, "__module__", "hiertrain.experiments.work")
     for value in (1.0, 1.0, 2.0):
-        results = remembered("try", "point", {"value": value}, lambda value=value: compute(value), tmp_path)
-        assert results == {"value": value}
+        assert remembered("try", "point", {"value": value}, partial(compute, value), tmp_path) == {"value": value}
     assert calls == [1.0, 2.0]
+    assert capsys.readouterr().out == "point: made anew; its parameters were others\n"
     path = record_path("try", "point", tmp_path)
-    path.write_text(path.read_text().replace(load_record("try", "point", tmp_path).environment.source or "-", "other"))
-    remembered("try", "point", {"value": 2.0}, lambda: compute(2.0), tmp_path)
-    assert calls == [1.0, 2.0, 2.0]
-    for old in (f'"cpu": "{environment_record().cpu}"', f'"torch": "{package_versions()["torch"]}"', '"results"'):
+    code = load_record("try", "point", tmp_path).code
+    assert code is not None
+    for old, new, reason in [
+        (code, code[:-8], "code that it depends on was another"),
+        (f'"{code}"', "null", "it does not say by the rule code-1 which code made it"),
+        (code, code.replace("code-1:", "code-0:"), "it does not say by the rule code-1 which code made it"),
+        (f'"cpu": "{environment_record().cpu}"', '"cpu": "another"', "it was made on another processor, another"),
+        (f'"torch": "{package_versions()["torch"]}"', '"torch": "1"', "versions of packages were others"),
+        ('"results"', '"outcome"', "results: missing"),
+    ]:
         text = path.read_text()
         assert old in text
-        path.write_text(text.replace(old, f'{old[:-1]}, of old"'))
+        path.write_text(text.replace(old, new))
         calls.clear()
         for _ in range(2):
-            remembered("try", "point", {"value": 2.0}, lambda: compute(2.0), tmp_path)
-        assert calls == [2.0], old
+            remembered("try", "point", {"value": 2.0}, partial(compute, 2.0), tmp_path)
+        assert calls == [2.0], reason
+        printed = capsys.readouterr().out
+        assert printed.startswith("point: made anew; "), printed
+        assert reason in printed
+    with pytest.raises(InputError, match="builtins: must be modules of"):
+        remembered("try", "point", {}, dict, tmp_path)
+
+
+def test_records_of_before_can_be_read() -> None:
+    record = load_record("reference", "04-training")
+    assert record.code is None
+    assert record.environment.source
 
 
 def test_other_runs_of_the_same_parameters_are_found(tmp_path: Path) -> None:

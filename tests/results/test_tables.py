@@ -11,7 +11,7 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
-from hiertrain.results import tables
+from hiertrain.results import tables, timelines
 from hiertrain.training.run import TrainingRun
 from tests.profiling.test_residuals import PROFILE, plan
 
@@ -53,10 +53,10 @@ TIMES = {"hiertrain": [1.0, 3.0, 2.0], "all-cloud": [4.0]}
         (lambda: tables.layer_times_table(PROFILE, 8), 3 * 2 * 2, {"step": "forward", "batch_ms": 16e3, "samples": 8}),
         (lambda: tables.link_table(NETWORK), 2, {"from": "device", "to": "edge", "latency_ms": 5}),
         (lambda: tables.plan_table(PLAN), 3, {"worker": "device", "parent": "edge", "depth": 2, "carried": 8}),
-        (lambda: tables.timeline_table(PREDICTED, "predicted"), len(PREDICTED.spans), {"source": "predicted"}),
+        (lambda: timelines.timeline_table(PREDICTED, "predicted"), len(PREDICTED.spans), {"source": "predicted"}),
         (lambda: tables.times_table(TIMES, "measured"), 2, {"iteration_ms": 2e3, "low_ms": 1.5e3, "high_ms": 2.5e3}),
-        (lambda: tables.prediction_table(RUN, {"a plan": PREDICTED}), 1, {"plan": "a plan", "iterations": 2}),
-        (lambda: tables.action_table(RUN, {"a plan": PREDICTED}), 5, {"kind": "send samples"}),
+        (lambda: timelines.prediction_table(RUN, {"a plan": PREDICTED}), 1, {"plan": "a plan", "iterations": 2}),
+        (lambda: timelines.action_table(RUN, {"a plan": PREDICTED}), 5, {"kind": "send samples"}),
         (lambda: tables.convergence_table("p", [2.0, 1.0], [0.5, 1.0]), 2, {"iteration": 1, "time_s": 0.5, "loss": 2}),
     ],
 )
@@ -67,7 +67,7 @@ def test_every_table_has_its_rows(make: Callable[[], pd.DataFrame], rows: int, e
 
 
 def test_what_is_as_predicted_has_no_error() -> None:
-    for table in (tables.prediction_table, tables.action_table):
+    for table in (timelines.prediction_table, timelines.action_table):
         assert table(RUN, {"a plan": PREDICTED})["error_percent"].abs().max() < 1e-6
 
 
