@@ -1,10 +1,11 @@
 """The cost model's closed form: one function per equation, for ``Execution.paper()``, to be read beside the paper.
 
-F_w, D_w and T of the paper's optimization stage, written for any rooted tree of workers. All results in seconds
-from hiertrain.problem.execution import Execution
-from the start of the iteration. ``simulate`` times the compiled program instead; a test holds the two together.
+F_w, D_w and T of the paper's optimization stage, written for any rooted tree of workers: each equation is one pass over
+the active workers, up or down the tree. All results in seconds from the start of the iteration. ``simulate`` times the
+compiled program instead; a test holds the two together.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from hiertrain.problem.execution import Execution
@@ -28,53 +29,74 @@ def input_s(problem: Problem, plan: Plan, worker: str) -> float:
     return problem.network.message_s(plan.data_holder, worker, raw_bytes)
 
 
-def forward_end_s(problem: Problem, plan: Plan, worker: str) -> float:
-    """(2) F_w: when ``worker`` has computed its own depth for all samples that reach it."""
-    times = problem.profile.worker(worker)
-    now, position, samples = input_s(problem, plan, worker), 0, plan.workers[worker].samples
-    for child in _cut_children(problem, plan, worker):
-        depth = plan.workers[child].depth
-        now += times.forward_s(position + 1, depth, samples)
-        now = max(now, _arrival_s(problem, plan, child, worker, _activations(problem, plan, child)))
-        position, samples = depth, samples + plan.carried[child]
-    return now + times.forward_s(position + 1, plan.workers[worker].depth, samples)
+def forward_end_s(problem: Problem, plan: Plan) -> dict[str, float]:
+    """(2) F_w: when each active worker has computed its own depth for all samples that reach it."""
+    ends: dict[str, float] = {}
+    for worker in reversed(plan.top_down):
+        times = problem.profile.worker(worker)
+        now, position, samples = input_s(problem, plan, worker), 0, plan.workers[worker].samples
+        for child in _cut_children(problem, plan, worker):
+            depth, activations = plan.workers[child].depth, _activations(problem, plan, child, ends[child])
+            now += times.forward_s(position + 1, depth, samples)
+            now = max(now, _arrival_s(problem, plan, child, worker, activations))
+            position, samples = depth, samples + plan.carried[child]
+        ends[worker] = now + times.forward_s(position + 1, plan.workers[worker].depth, samples)
+    return ends
 
 
-def backward_s(problem: Problem, plan: Plan, worker: str) -> tuple[float, dict[str, float]]:
-    """(3) When ``worker`` ends its backward pass, and when the gradient of each child's activations leaves it."""
-    times, part, now = problem.profile.worker(worker), plan.workers[worker], forward_end_s(problem, plan, worker)
-    if part.depth < problem.profile.chain.depth:
-        assert part.parent is not None
-        gradient = _activation_gradient(problem, plan, worker)
-        now = max(now, _arrival_s(problem, plan, part.parent, worker, gradient))
-    children = _cut_children(problem, plan, worker)
-    samples = part.samples + sum(plan.carried[child] for child in children)
-    position, leaves = part.depth, {}
-    for child in reversed(children):
-        depth = plan.workers[child].depth
-        now += times.backward_s(depth + 1, position, samples)
-        leaves[child] = now
-        position, samples = depth, samples - plan.carried[child]
-    return now + times.backward_s(1, position, samples), leaves
+def backward_s(
+    problem: Problem, plan: Plan, forward_s: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, Message]]:
+    """(3) When each active worker ends its backward pass, and the gradient of each one's activations on its parent.
+
+    ``forward_s``: F_w. The gradient is empty where a child computes the loss itself.
+    """
+    ends: dict[str, float] = {}
+    gradients: dict[str, Message] = {}
+    for worker in plan.top_down:
+        times, part, now = problem.profile.worker(worker), plan.workers[worker], forward_s[worker]
+        if part.depth < problem.profile.chain.depth:
+            assert part.parent is not None
+            now = max(now, _arrival_s(problem, plan, part.parent, worker, gradients[worker]))
+        children = _cut_children(problem, plan, worker)
+        gradients |= {child: _activations(problem, plan, child, 0.0) for child in plan.children(worker)}
+        position, samples = part.depth, part.samples + sum(plan.carried[child] for child in children)
+        for child in reversed(children):
+            depth = plan.workers[child].depth
+            now += times.backward_s(depth + 1, position, samples)
+            gradients[child] = _activations(problem, plan, child, now)
+            position, samples = depth, samples - plan.carried[child]
+        ends[worker] = now + times.backward_s(1, position, samples)
+    return ends, gradients
 
 
-def gradients_end_s(problem: Problem, plan: Plan, worker: str) -> float:
-    """(4) D_w: when ``worker`` has the summed gradients of its subtree."""
-    end = backward_s(problem, plan, worker)[0]
-    for child in plan.children(worker):
-        gradients = Message(gradients_end_s(problem, plan, child), _parameter_bytes(problem, plan, child))
-        end = max(end, _arrival_s(problem, plan, child, worker, _activations(problem, plan, child), gradients))
-    return end
+def gradients_end_s(
+    problem: Problem, plan: Plan, forward_s: Mapping[str, float], backward_s: Mapping[str, float]
+) -> dict[str, float]:
+    """(4) D_w: when each active worker has the summed gradients of its subtree. From F_w and (3)."""
+    ends: dict[str, float] = {}
+    for worker in reversed(plan.top_down):
+        end = backward_s[worker]
+        for child in plan.children(worker):
+            activations = _activations(problem, plan, child, forward_s[child])
+            gradients = Message(ends[child], _parameter_bytes(problem, plan, child))
+            end = max(end, _arrival_s(problem, plan, child, worker, activations, gradients))
+        ends[worker] = end
+    return ends
 
 
-def weights_end_s(problem: Problem, plan: Plan, worker: str, ready_s: float) -> float:
-    """When the last of the subtree of ``worker`` has the new weights, which ``worker`` has at ``ready_s``."""
-    end = ready_s
-    for child in plan.children(worker):
-        weights = Message(ready_s, _parameter_bytes(problem, plan, child))
-        arrival_s = _arrival_s(problem, plan, worker, child, _activation_gradient(problem, plan, child), weights)
-        end = max(end, weights_end_s(problem, plan, child, arrival_s))
-    return end
+def weights_end_s(problem: Problem, plan: Plan, gradients: Mapping[str, Message], updated_s: float) -> float:
+    """When the last active worker has the new weights, which the root has at ``updated_s``.
+
+    ``gradients``: of each one's activations, which left its parent before.
+    """
+    ends = {plan.root: updated_s}
+    for worker in plan.top_down[1:]:
+        parent = plan.workers[worker].parent
+        assert parent is not None
+        weights = Message(ends[parent], _parameter_bytes(problem, plan, worker))
+        ends[worker] = _arrival_s(problem, plan, parent, worker, gradients[worker], weights)
+    return max(ends.values())
 
 
 def iteration_s(problem: Problem, plan: Plan) -> float:
@@ -85,8 +107,11 @@ def iteration_s(problem: Problem, plan: Plan) -> float:
     if problem.execution != Execution.paper():
         raise InputError(f"closed form: is of the paper's execution alone, not of {problem.execution}; simulate it")
     check_plan(plan, problem.profile.chain)
-    updated_s = gradients_end_s(problem, plan, plan.root) + problem.profile.worker(plan.root).update_s
-    return weights_end_s(problem, plan, plan.root, updated_s)
+    forward = forward_end_s(problem, plan)
+    backward, gradients = backward_s(problem, plan, forward)
+    summed = gradients_end_s(problem, plan, forward, backward)
+    updated_s = summed[plan.root] + problem.profile.worker(plan.root).update_s
+    return weights_end_s(problem, plan, gradients, updated_s)
 
 
 def memory_bytes(problem: Problem, plan: Plan, worker: str) -> int:
@@ -108,25 +133,12 @@ def _cut_children(problem: Problem, plan: Plan, worker: str) -> list[str]:
     return [child for child in plan.children(worker) if plan.workers[child].depth < problem.profile.chain.depth]
 
 
-def _activations(problem: Problem, plan: Plan, child: str) -> Message:
-    """The activations of ``child``, ready for its parent; empty where it computes the loss itself."""
-    return Message(forward_end_s(problem, plan, child), _activation_bytes(problem, plan, child))
-
-
-def _activation_gradient(problem: Problem, plan: Plan, child: str) -> Message:
-    """The gradient of the activations of ``child``, ready on its parent; empty where the child computes the loss."""
-    parent = plan.workers[child].parent
-    assert parent is not None
-    leaves = backward_s(problem, plan, parent)[1]
-    return Message(leaves.get(child, 0.0), _activation_bytes(problem, plan, child))
-
-
-def _activation_bytes(problem: Problem, plan: Plan, child: str) -> int:
-    """Bytes of the activations of ``child`` for its parent, and of their gradient."""
+def _activations(problem: Problem, plan: Plan, child: str, ready_s: float) -> Message:
+    """The activations of ``child`` for its parent, or their gradient; empty where it computes the loss itself."""
     depth, chain = plan.workers[child].depth, problem.profile.chain
     if depth == chain.depth:
-        return 0
-    return plan.carried[child] * chain.output_bytes(depth)
+        return Message(ready_s, 0)
+    return Message(ready_s, plan.carried[child] * chain.output_bytes(depth))
 
 
 def _parameter_bytes(problem: Problem, plan: Plan, worker: str) -> int:

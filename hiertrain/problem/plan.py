@@ -5,8 +5,11 @@ A plan is a rooted tree of workers. The paper's plan is the star: root ``o`` (al
 1..m_w (its depth); b_w samples start at layer 1 on it; S_w, the samples it carries, are its own and its subtree's.
 """
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import accumulate
 
 from pydantic import Field, model_validator
 
@@ -43,8 +46,7 @@ class Plan(Value):
         for name, part in self.workers.items():
             if part.parent is not None and part.parent not in self.workers:
                 raise ValueError(f"worker {name!r} has the parent {part.parent!r}, which is not a worker")
-        for name in self.workers:
-            self._check_ancestors(name)
+        self._check_ancestors()
         for name, part in self.workers.items():
             if part.depth == 0 and part.samples > 0:
                 raise ValueError(f"worker {name!r} has depth 0 and {part.samples} samples; depth 0 means no samples")
@@ -58,12 +60,17 @@ class Plan(Value):
             raise ValueError(f"samples add up to {total}; they must add up to the batch size {self.batch_size}")
         return self
 
-    def _check_ancestors(self, name: str) -> None:
-        seen = [name]
-        while (parent := self.workers[seen[-1]].parent) is not None:
-            if parent in seen:
-                raise ValueError(f"workers {' -> '.join([*seen, parent])} form a cycle; parents must form a tree")
-            seen.append(parent)
+    def _check_ancestors(self) -> None:
+        known: set[str] = set()  # to have the root above them
+        for name in self.workers:
+            above: dict[str, None] = {}
+            worker: str | None = name
+            while worker is not None and worker not in known:
+                if worker in above:
+                    raise ValueError(f"workers {' -> '.join([*above, worker])} form a cycle; parents must form a tree")
+                above[worker] = None
+                worker = self.workers[worker].parent
+            known.update(above)
 
     @cached_property
     def root(self) -> str:
@@ -74,46 +81,83 @@ class Plan(Value):
     def carried(self) -> Mapping[str, int]:
         """S_w for every worker: its own samples and its subtree's."""
         totals = {name: part.samples for name, part in self.workers.items()}
-        for part in self.workers.values():
-            ancestor = part.parent
-            while ancestor is not None:
-                totals[ancestor] += part.samples
-                ancestor = self.workers[ancestor].parent
+        for name in reversed(self._breadth_first):
+            parent = self.workers[name].parent
+            if parent is not None:
+                totals[parent] += totals[name]
         return totals
+
+    @cached_property
+    def _breadth_first(self) -> list[str]:
+        """All workers, each after its parent."""
+        below = defaultdict(list)
+        for name, part in self.workers.items():
+            below[part.parent].append(name)
+        order = [self.root]
+        for name in order:  # grows while it is read
+            order += below[name]
+        return order
 
     def active(self, name: str) -> bool:
         """Whether the worker takes part in the computation (S_w > 0)."""
         return self.carried[name] > 0
 
+    @cached_property
+    def top_down(self) -> tuple[str, ...]:
+        """The active workers, each after its parent; the root is the first."""
+        return tuple(name for name in self._breadth_first if self.active(name))
+
+    @cached_property
+    def _children(self) -> Mapping[str, list[str]]:
+        found: dict[str, list[str]] = {name: [] for name in self.workers}
+        for name in sorted(self.top_down, key=lambda name: (self.workers[name].depth, name)):
+            parent = self.workers[name].parent
+            if parent is not None:
+                found[parent].append(name)
+        return found
+
     def children(self, name: str) -> list[str]:
         """The active children of ``name``, shallowest first (ties by name)."""
-        found = [child for child, part in self.workers.items() if part.parent == name and self.active(child)]
-        return sorted(found, key=lambda child: (self.workers[child].depth, child))
+        return list(self._children[name])
+
+    @cached_property
+    def _stages(self) -> Mapping[str, tuple[list[int], list[int]]]:
+        """The depths of each worker's children, and its samples before the first of these depths, then after each."""
+        return {
+            name: (
+                [self.workers[child].depth for child in children],
+                list(accumulate((self.carried[child] for child in children), initial=self.workers[name].samples)),
+            )
+            for name, children in self._children.items()
+        }
 
     def samples_at(self, name: str, layer: int) -> int:
         """n: the samples that ``name`` computes in layer number ``layer`` (1-based); 0 beyond its depth."""
-        part = self.workers[name]
-        if layer > part.depth:
+        if layer > self.workers[name].depth:
             return 0
-        return part.samples + sum(
-            self.carried[child] for child in self.children(name) if self.workers[child].depth < layer
-        )
+        depths, samples = self._stages[name]
+        return samples[bisect_left(depths, layer)]
+
+    @cached_property
+    def _own_rows(self) -> Mapping[str, range]:
+        ends = accumulate(part.samples for part in self.workers.values())
+        return {
+            name: range(end - part.samples, end) for (name, part), end in zip(self.workers.items(), ends, strict=True)
+        }
 
     def own_rows(self, name: str) -> range:
         """The rows of the mini-batch that start at layer 1 on ``name``: consecutive, in the order of the workers."""
-        first = 0
-        for other, part in self.workers.items():
-            if other == name:
-                return range(first, first + part.samples)
-            first += part.samples
-        raise KeyError(name)
+        return self._own_rows[name]
 
     def rows_at_own_depth(self, name: str) -> list[int]:
         """The rows that ``name`` holds after its last layer: its own, then those of each child that it took over."""
-        rows = list(self.own_rows(name))
-        for child in self.children(name):
-            if self.workers[child].depth < self.workers[self.root].depth:
-                rows += self.rows_at_own_depth(child)
+        rows: list[int] = []
+        waiting = [name]
+        while waiting:
+            worker = waiting.pop()
+            rows += self.own_rows(worker)
+            taken_over = [c for c in self.children(worker) if self.workers[c].depth < self.workers[self.root].depth]
+            waiting += reversed(taken_over)
         return rows
 
     @cached_property

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hiertrain.cost.closed_form import memory_bytes
@@ -8,6 +10,7 @@ from hiertrain.problem.plan import Assignment, Plan, check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.values import InputError
+from tests.strategies import plans
 
 
 def plan(batch_size: int, **workers: tuple[str | None, int, int]) -> Plan:
@@ -120,3 +123,37 @@ def test_memory_and_samples_per_layer() -> None:
     assert [CHAIN.samples_at("edge", layer) for layer in range(1, 6)] == [4, 4, 9, 0, 0]
     assert memory_bytes(problem, CHAIN, "edge") == 2 * 300 + 10 * (4 + 4 + 9)
     assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12)
+
+
+@given(st.data())
+def test_what_a_plan_knows_of_itself_is_what_its_tree_says(data: st.DataObject) -> None:
+    """Recursions over the definitions, on any tree."""
+    names = tuple(f"worker-{number}" for number in range(data.draw(st.integers(1, 7))))
+    drawn = data.draw(plans(names=names, depth=4, batch_size=data.draw(st.integers(1, 9))))
+
+    def below(name: str) -> list[str]:
+        return [child for child, part in drawn.workers.items() if part.parent == name]
+
+    def carried(name: str) -> int:
+        return drawn.workers[name].samples + sum(carried(child) for child in below(name))
+
+    def rows(name: str) -> list[int]:
+        return [*drawn.own_rows(name), *(row for child in children(name) if depth(child) < 4 for row in rows(child))]
+
+    def children(name: str) -> list[str]:
+        return sorted((child for child in below(name) if carried(child)), key=lambda child: (depth(child), child))
+
+    def depth(name: str) -> int:
+        return drawn.workers[name].depth
+
+    assert [row for name in names for row in drawn.own_rows(name)] == list(range(drawn.batch_size))
+    for name in names:
+        assert (drawn.carried[name], drawn.children(name)) == (carried(name), children(name))
+        assert len(drawn.own_rows(name)) == drawn.workers[name].samples
+        assert drawn.rows_at_own_depth(name) == rows(name)
+        for layer in range(1, 6):
+            taken_over = sum(carried(child) for child in children(name) if depth(child) < layer)
+            assert drawn.samples_at(name, layer) == (layer <= depth(name)) * (drawn.workers[name].samples + taken_over)
+    places = {name: place for place, name in enumerate(drawn.top_down)}
+    assert set(places) == {name for name in names if drawn.active(name)}
+    assert all(name == drawn.root or places[drawn.workers[name].parent or ""] < places[name] for name in places)
