@@ -28,6 +28,8 @@ from hiertrain.values import InputError, RunError
 RESOLUTION = 2 * TIE
 # So many trees are bounded before the heuristic searches those that are left of them: all that four workers have.
 TREES_AT_ONCE = 128
+# Larger trees are not grown: each worker more triples the heuristic's grid, which takes seconds, and soon gigabytes.
+MOST_GROWN = 12
 # Where the time limit comes before the first plan, the search for one goes on for so long.
 GRACE_S = 2.0
 
@@ -153,7 +155,7 @@ def _grow(search: _Search) -> None:
     """Find a good plan of many workers early: add one to the best tree for as long as the heuristic gains by it."""
     bound_s = any_plan_bound_s(search.problem)
     best, before = chosen(search.trees), None
-    while best is not before:
+    while best is not before and len(best.tree.workers) < MOST_GROWN:
         before = best
         for tree in larger(search.problem, best.tree, search.shape):
             if search.late:

@@ -1,7 +1,8 @@
 """Which trees of workers there are, and the depths and samples that their plans may have."""
 
-from collections.abc import Iterator, Mapping
-from itertools import combinations, product
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -35,18 +36,39 @@ def rank(problem: Problem, tree: Tree) -> tuple[int, ...]:
 
 def _rooted_trees(subset: tuple[str, ...], root: str, shape: Shape) -> Iterator[Tree]:
     others = [name for name in subset if name != root]
-    for parents in product([root] if shape == "star" else subset, repeat=len(others)):
-        tree = _tree(root, dict(zip(others, parents, strict=True)))
-        if len(tree.workers) == len(subset):  # otherwise the parents form a cycle
-            yield tree
+    for parent_of in _without_cycle(others, [root] if shape == "star" else subset, {}):
+        yield _tree(root, parent_of)
+
+
+def _without_cycle(
+    others: Sequence[str], candidates: Sequence[str], parent_of: Mapping[str, str]
+) -> Iterator[Mapping[str, str]]:
+    """Every choice of parents for the others after those that have one, in the order of the candidates.
+
+    No choice leads to a dead end: who has no parent yet can always be the root's child.
+    """
+    if len(parent_of) == len(others):
+        yield parent_of
+        return
+    name = others[len(parent_of)]
+    for parent in candidates:
+        above = parent
+        while above in parent_of:
+            above = parent_of[above]
+        if above != name:
+            yield from _without_cycle(others, candidates, {**parent_of, name: parent})
 
 
 def _tree(root: str, parent_of: Mapping[str, str]) -> Tree:
     """The root and all below it, breadth first."""
-    order = [root]
+    below = defaultdict(list)
+    for name, parent in parent_of.items():
+        below[parent].append(name)
+    order, place = [root], {root: 0}
     for name in order:  # grows while it is read
-        order += [child for child, parent in parent_of.items() if parent == name]
-    return Tree(tuple(order), (-1, *(order.index(parent_of[name]) for name in order[1:])))
+        place |= {child: len(order) + number for number, child in enumerate(below[name])}
+        order += below[name]
+    return Tree(tuple(order), (-1, *(place[parent_of[name]] for name in order[1:])))
 
 
 def larger(problem: Problem, tree: Tree, shape: Shape) -> Iterator[Tree]:

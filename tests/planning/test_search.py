@@ -1,15 +1,20 @@
 """What is known of trees before any of them is solved."""
 
+from collections.abc import Iterator
+from itertools import combinations, islice, product
+
 import pytest
 from hypothesis import given
 
 from hiertrain.cost.bounds import any_plan_bound_s
 from hiertrain.planning.optimize import optimize
-from hiertrain.planning.trees import larger, rank, trees
+from hiertrain.planning.trees import _rooted_trees, larger, rank, trees
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
+from hiertrain.problem.tree import Tree
 from hiertrain.program.simulator import iteration_s
+from hiertrain.values import MOST_WORKERS
 from tests.strategies import many_workers, planned_problems
 
 
@@ -21,6 +26,43 @@ def test_trees_come_once_each_in_the_order_of_their_ranks(workers: int, shape: S
     ranks = [rank(problem, tree) for tree in trees(problem, shape)]
     assert len(set(ranks)) == number
     assert ranks == sorted(ranks)
+
+
+def all_parents(problem: Problem, shape: Shape) -> Iterator[tuple[str, dict[str, str]]]:
+    """Root and parents of every tree, by going through all parents of all workers."""
+    for size in range(1, len(problem.workers) + 1):
+        for subset in combinations(problem.workers, size):
+            for root in subset:
+                others = [name for name in subset if name != root]
+                for parents in product([root] if shape == "star" else subset, repeat=size - 1):
+                    parent_of = dict(zip(others, parents, strict=True))
+                    reached = {root}
+                    for _ in subset:
+                        reached |= {name for name, parent in parent_of.items() if parent in reached}
+                    if len(reached) == size:
+                        yield root, parent_of
+
+
+@pytest.mark.parametrize("shape", ["tree", "star"])
+@pytest.mark.parametrize("workers", range(1, 6))
+def test_trees_are_those_of_all_parents_in_their_order(workers: int, shape: Shape) -> None:
+    problem = many_workers(workers)
+    found = [
+        (tree.workers[0], {name: tree.workers[tree.parents[place]] for place, name in enumerate(tree.workers) if place})
+        for tree in trees(problem, shape)
+    ]
+    assert found == list(all_parents(problem, shape))
+
+
+@pytest.mark.parametrize("shape", ["tree", "star"])
+def test_trees_of_a_hundred_workers_come_at_once(shape: Shape) -> None:
+    problem = many_workers(MOST_WORKERS, layers=1)
+    few = list(islice(trees(problem, shape), 2 * MOST_WORKERS))
+    assert {len(tree.workers) for tree in few} == {1, 2}
+    names = problem.workers
+    whole = list(islice(_rooted_trees(names, names[0], shape), 2))
+    assert whole[0] == Tree(names, (-1, *[0] * (MOST_WORKERS - 1)))
+    assert [set(tree.workers) for tree in whole] == [set(names)] * (1 if shape == "star" else 2)
 
 
 @pytest.mark.parametrize("shape", ["tree", "star"])
