@@ -59,7 +59,7 @@ def admissible_plans(problem: Problem, shape: str) -> Iterator[Plan]:
         for active in combinations(problem.workers, size):
             for parents in product((None, *active), repeat=size):
                 parent_of = dict(zip(active, parents, strict=True))
-                if _is_tree(parent_of) and (shape == "tree" or _is_star(parent_of)):
+                if _is_tree(parent_of) and (shape == "tree" or _is_star(parent_of)) and _is_linked(problem, parent_of):
                     yield from _plans(problem, parent_of)
 
 
@@ -80,6 +80,15 @@ def _is_tree(parent_of: dict[str, str | None]) -> bool:
     return list(parent_of.values()).count(None) == 1 and all(reaches_root(name) for name in parent_of)
 
 
+def _is_linked(problem: Problem, parent_of: dict[str, str | None]) -> bool:
+    return all(_joined(problem, name, parent) for name, parent in parent_of.items() if parent)
+
+
+def _joined(problem: Problem, source: str, target: str) -> bool:
+    """Whether messages can be sent, also through others."""
+    return source == target or problem.network.find(source, target) is not None
+
+
 def _plans(problem: Problem, parent_of: dict[str, str | None]) -> Iterator[Plan]:
     root, layers, total = _root(parent_of), problem.profile.chain.depth, problem.batch_size
     if problem.root not in (None, root):
@@ -94,6 +103,8 @@ def _plans(problem: Problem, parent_of: dict[str, str | None]) -> Iterator[Plan]
         for samples in _splits(total, len(parent_of)):
             own = dict(zip(parent_of, samples, strict=True))
             if problem.samples_stay and own.get(problem.data_holder) != total:
+                continue
+            if not all(_joined(problem, problem.data_holder, name) for name in own if own[name]):
                 continue
             parts = {
                 name: Assignment(parent=parent, depth=depth[name], samples=own[name])

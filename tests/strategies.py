@@ -98,6 +98,22 @@ def problems(
 
 
 @st.composite
+def sparse_problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 3, max_batch: int = 4) -> Problem:
+    """A problem whose workers are joined, but not each to each; some pass on what others send."""
+    problem = draw(problems(workers=workers, max_layers=max_layers, max_batch=max_batch))
+    order = draw(st.permutations(NAMES[:workers]))
+    above = {name: draw(st.sampled_from(order[:place])) for place, name in enumerate(order) if place}
+    pairs = {frozenset(edge) for edge in above.items()} | draw(
+        st.sets(st.sampled_from([frozenset(pair) for pair in permutations(order, 2)]), max_size=1)
+    )
+    network = Network(
+        links=tuple(link for link in problem.network.links if {link.source, link.target} in pairs),
+        through={name: above[name] for name in draw(st.sets(st.sampled_from(sorted(above))))},
+    )
+    return replace(problem, network=network)
+
+
+@st.composite
 def plans(
     draw: st.DrawFn, *, names: tuple[str, ...], depth: int, batch_size: int, data_holder: str | None = None
 ) -> Plan:

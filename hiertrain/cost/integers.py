@@ -124,9 +124,11 @@ def _whole(amounts: Floats, unit: float, most: int) -> Integers:
 def _sent(problem: Problem, message: Message, most_bytes: int, unit_s: float, limit: int, largest: int) -> Sent:
     """A message in whole numbers; ``most_bytes``: that its lane ever carries; ``largest``: of the credit in units."""
     fixed, each = np.array(message.size.fixed, dtype=float), np.array(message.size.each, dtype=float)
-    link = problem.network.link(message.source, message.target)
-    latency_s, byte_s = min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S)
-    burst_bytes = min(link.burst_bytes, float(most_bytes))
+    link = problem.network.find(message.source, message.target)
+    latency_s = byte_s = burst_bytes = 0.0
+    if link is not None:  # else nothing is sent
+        latency_s, byte_s = min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S)
+        burst_bytes = min(link.burst_bytes, float(most_bytes))
     in_bytes = burst_bytes * byte_s / unit_s > largest
     grain = int(_whole(np.array(byte_s), unit_s, limit + 1)) if in_bytes else 1
     # The credit is rounded up, so that the time is not.

@@ -5,14 +5,15 @@ the next one, the last one computes the loss. Every combination of cuts is tried
 """
 
 from collections.abc import Iterable
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 
-from hiertrain.cost.bounds import Boxes, Evaluator, Floats
+from hiertrain.cost.bounds import Boxes, Floats
 from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.cost.integers import TIE
 from hiertrain.planning.heuristic import Candidate
+from hiertrain.planning.trees import evaluator_of
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
@@ -30,9 +31,9 @@ def single_worker_plan(chain: Chain, workers: tuple[str, ...], worker: str, batc
 
 
 def single_worker_plans(problem: Problem) -> dict[str, Plan]:
-    """``single_worker_plan`` by the name of the worker, of all that may; where samples stay, of their holder."""
+    """``single_worker_plan`` by the name of the worker, of all that may and can; where samples stay, the holder's."""
     chain, names, holder = problem.profile.chain, tuple(problem.profile.workers), problem.data_holder
-    able = [holder] if problem.samples_stay else problem.workers
+    able = [holder] if problem.samples_stay else [name for name in problem.workers if _joined(problem, (name,))]
     plans = {name: single_worker_plan(chain, names, name, problem.batch_size, holder) for name in able}
     limits = problem.memory_limit_bytes
     return {
@@ -46,7 +47,7 @@ def best_chain(problem: Problem, order: tuple[str, ...]) -> Plan:
     """``jointdnn`` and its kind: the fastest chain of some of the workers, in the given order.
 
     Who would compute no layer is left out instead of passing on, so raw samples go to the first worker that computes.
-    Raises InputError when one of the workers is not there to compute.
+    Raises InputError when one of the workers is not there to compute, and when no chain of them has all links.
     """
     for name in order:
         if name not in problem.workers:
@@ -63,8 +64,16 @@ def best_layer_parallel(problem: Problem) -> Plan:
 
 
 def _fastest(problem: Problem, orders: Iterable[tuple[str, ...]]) -> Plan:
-    """The first of the fastest plans of all chains in which every worker computes. Times within ``TIE`` are equal."""
-    chains = [chain for order in orders if (chain := _chain_plans(problem, order))]
+    """The first of the fastest plans of all chains in which every worker computes. Times within ``TIE`` are equal.
+
+    Raises InputError where there is none.
+    """
+    linked = [order for order in orders if _joined(problem, order)]
+    if not linked:
+        raise InputError(
+            f"chains of {', '.join(problem.workers)}: the network has no links for any, from {problem.data_holder!r} on"
+        )
+    chains = [chain for order in linked if (chain := _chain_plans(problem, order))]
     candidates = [candidate for chain in chains for candidate in chain]
     bounds_s = np.concatenate([_bounds_s(problem, chain) for chain in chains])
     times_s: dict[int, float] = {}
@@ -78,6 +87,12 @@ def _fastest(problem: Problem, orders: Iterable[tuple[str, ...]]) -> Plan:
     return candidates[first].plan(problem)
 
 
+def _joined(problem: Problem, order: tuple[str, ...]) -> bool:
+    """Whether raw samples can reach the first worker, and each worker's activations the next one."""
+    way = order if order[0] == problem.data_holder else (problem.data_holder, *order)
+    return all(problem.network.find(*pair) is not None for pair in pairwise(way))
+
+
 def _chain_plans(problem: Problem, order: tuple[str, ...]) -> list[Candidate]:
     """Every combination of cuts at which each worker has a layer of its own; none where there are too few layers."""
     layers, others = problem.profile.chain.depth, len(order) - 1
@@ -88,6 +103,6 @@ def _chain_plans(problem: Problem, order: tuple[str, ...]) -> list[Candidate]:
 
 def _bounds_s(problem: Problem, chain: list[Candidate]) -> Floats:
     """Each plan's time; (P,), for plans of one tree."""
-    evaluator = Evaluator(problem, chain[0].tree)
+    evaluator = evaluator_of(problem, chain[0].tree)
     samples = np.array([candidate.samples for candidate in chain]).T
     return evaluator.bounds_s(Boxes(np.array([candidate.depths for candidate in chain]).T, samples, samples))

@@ -84,6 +84,7 @@ def _check(problem: Problem) -> None:
         f"memory limits of {', '.join(sorted(problem.memory_limit_bytes))}": bool(problem.memory_limit_bytes),
         f"raw samples stay on {problem.data_holder!r}": problem.samples_stay,
         "every worker computes all layers": problem.whole_model,
+        "some pairs of workers have no link": bool(problem.unlinked),
     }
     for constraint, holds in constraints.items():
         if holds:

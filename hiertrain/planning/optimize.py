@@ -47,6 +47,7 @@ class _Search:
     known: int = 0  # trees so far
     settled: int = 0  # of those: the best plan is not among theirs, or known
     complete: bool = False  # there are no others
+    stopped: bool = False  # in the middle of trees that have no plan
 
     @property
     def limit_s(self) -> float:
@@ -61,6 +62,11 @@ class _Search:
     def late(self) -> bool:
         """Whether the time is over."""
         return self.left_s <= (0.0 if any(searched.plan is not None for searched in self.trees) else -GRACE_S)
+
+    def stop(self) -> bool:
+        """Whether the time is over, and remember it."""
+        self.stopped = self.late
+        return self.stopped
 
     def settle(self, trees: int) -> None:
         """Report that nothing is left to do for so many trees."""
@@ -132,7 +138,7 @@ def _survey(search: _Search) -> None:
 
     Past the deadline, trees stay unknown once there is a plan.
     """
-    unseen = trees(search.problem, search.shape)
+    unseen = trees(search.problem, search.shape, search.stop)
     while not search.complete and not search.late:
         some = _bounded(search, list(islice(unseen, TREES_AT_ONCE)))
         search.trees += some
@@ -178,7 +184,7 @@ def _bounded(search: _Search, some: list[Tree]) -> list[Searched]:
         if tree not in grown:
             found.append(bounded(search.problem, tree))
             search.known += 1
-    search.complete = len(some) < TREES_AT_ONCE
+    search.complete = len(some) < TREES_AT_ONCE and not search.stopped
     return found
 
 
@@ -220,7 +226,7 @@ def _add_first_plan(search: _Search) -> None:
 
 def _any_plan(problem: Problem, shape: Shape, until: float) -> tuple[Candidate | None, bool]:
     """The first plan that keeps all constraints; and whether that is decided before the time ``until``."""
-    for tree in trees(problem, shape):
+    for tree in trees(problem, shape, lambda: time.monotonic() >= until):
         for attempt in count():  # each with more time: in the end the question is decided
             left_s = until - time.monotonic()
             if left_s <= 0:
@@ -230,7 +236,7 @@ def _any_plan(problem: Problem, shape: Shape, until: float) -> tuple[Candidate |
                 return found, True
             if decided:
                 break
-    return None, True
+    return None, time.monotonic() < until
 
 
 def _clash(problem: Problem, shape: Shape, until: float) -> str:
@@ -244,7 +250,10 @@ def _clash(problem: Problem, shape: Shape, until: float) -> str:
         remedy = "giving up one is not enough"
     else:
         remedy = "no time was left to find out whether giving up one is enough"
-    return f"no plan of shape {shape!r} for {', '.join(problem.workers)} keeps: {'; '.join(relaxed)}; {remedy}"
+    unlinked = "; some pairs of workers have no link" * bool(problem.unlinked)
+    return (
+        f"no plan of shape {shape!r} for {', '.join(problem.workers)} keeps: {'; '.join(relaxed)}; {remedy}{unlinked}"
+    )
 
 
 def relaxations(problem: Problem) -> dict[str, Problem]:

@@ -1,28 +1,45 @@
 """Which trees of workers there are, and the depths and samples that their plans may have."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
-from hiertrain.cost.bounds import Boxes, Integers
+from hiertrain.cost.bounds import Boxes, Evaluator, Integers
+from hiertrain.problem.network import Link, Network
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
 from hiertrain.problem.tree import Tree
 
+# Of so many trees without a plan, the last one is followed by a look at the clock.
+STOP_EVERY = 1_000
 
-def trees(problem: Problem, shape: Shape) -> Iterator[Tree]:
+
+def trees(problem: Problem, shape: Shape, stop: Callable[[], bool] = lambda: False) -> Iterator[Tree]:
     """All trees of active workers that may have a plan, whatever the layers ask for, in the order that settles ties.
 
     Fewest workers first; then by the set of workers, the root and the parents, each in the profile's order. Three
-    workers have 18 trees, five 1,060 and eight 3.4 million.
+    workers have 18 trees, five 1,060 and eight 3.4 million. ``stop`` is asked now and then between trees that have no
+    plan, of which there may be very many; where it says so, there are no more.
     """
+    without_plan = 0
+    for tree in _all_trees(problem, shape):
+        if _admits(problem, tree):
+            yield tree
+            continue
+        without_plan += 1
+        if without_plan % STOP_EVERY == 0 and stop():
+            return
+
+
+def _all_trees(problem: Problem, shape: Shape) -> Iterator[Tree]:
     for size in range(1, len(problem.workers) + 1):
         for subset in combinations(problem.workers, size):
             for root in subset:
                 if problem.root in (None, root):
-                    yield from (tree for tree in _rooted_trees(subset, root, shape) if _admits(problem, tree))
+                    yield from _rooted_trees(subset, root, shape)
 
 
 def rank(problem: Problem, tree: Tree) -> tuple[int, ...]:
@@ -84,6 +101,9 @@ def larger(problem: Problem, tree: Tree, shape: Shape) -> Iterator[Tree]:
 
 
 def _admits(problem: Problem, tree: Tree) -> bool:
+    edges = zip(tree.workers[1:], tree.parents[1:], strict=True)
+    if any(problem.network.find(name, tree.workers[parent]) is None for name, parent in edges):
+        return False
     low, high = sample_ranges(problem, tree)
     return bool((low <= high).all() and low.sum() <= problem.batch_size <= high.sum())
 
@@ -92,9 +112,30 @@ def sample_ranges(problem: Problem, tree: Tree) -> tuple[Integers, Integers]:
     """The least and the greatest number of own samples per worker, both (k,): a leaf has what the first layer takes."""
     low = np.array([0 if children else problem.profile.layers[0].least_samples for children in tree.children])
     high = problem.batch_size - low.sum() + low
-    if problem.samples_stay:
-        high[[name != problem.data_holder for name in tree.workers]] = 0
+    high[[name != problem.data_holder and not _gets_samples(problem, name) for name in tree.workers]] = 0
     return low, high
+
+
+def _gets_samples(problem: Problem, name: str) -> bool:
+    """Whether the data holder may and can send raw samples to another worker."""
+    return not problem.samples_stay and problem.network.find(problem.data_holder, name) is not None
+
+
+def evaluator_of(problem: Problem, tree: Tree) -> Evaluator:
+    """The evaluator, also where the data holder has no link to a worker of the tree.
+
+    It asks for those links, though nothing travels on them: such a worker has no own samples.
+    """
+    holder, network = problem.data_holder, problem.network
+    others = [name for name in tree.workers if name != holder and network.find(holder, name) is None]
+    if not others:
+        return Evaluator(problem, tree)
+    pairs = [pair for name in others for pair in ((holder, name), (name, holder))]
+    unused = [Link(source=source, target=target, bandwidth_mbps=1, latency_ms=0) for source, target in pairs]
+    linked = Network(links=(*network.links, *unused), through=network.through)
+    evaluator = Evaluator(replace(problem, network=linked), tree)
+    evaluator.problem = problem
+    return evaluator
 
 
 def least_depth(problem: Problem) -> int:

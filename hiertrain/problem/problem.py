@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations, permutations
 from types import MappingProxyType
 
 from hiertrain.problem.execution import Execution
@@ -43,14 +44,30 @@ class Problem:
             raise InputError(f"root {self.root!r} is excluded; the root must compute")
         if self.samples_stay and self.data_holder in self.excluded:
             raise InputError(f"raw samples must stay on {self.data_holder!r}, which is excluded; nobody can start them")
-        for source in sorted({*self.workers, self.data_holder}):
-            for target in sorted({*self.workers, self.data_holder} - {source}):
-                self.network.link(source, target)
+        self._check_links()
         for name, limit in self.memory_limit_bytes.items():
             check(f"memory limit of {name!r} in bytes", limit, MemoryBytes)
         missing = [layer.name for layer in self.profile.layers if layer.activation_bytes is None]
         if self.memory_limit_bytes and missing:
             raise InputError(f"memory limits need activation_bytes of every layer; the profile lacks {missing[0]!r}'s")
+
+    def _check_links(self) -> None:
+        """Links lead both ways, and no worker is beyond the reach of the samples: else some were forgotten."""
+        left, reached = {*self.workers, self.data_holder}, [self.data_holder]
+        for source, target in permutations(sorted(left), 2):
+            if self.network.find(target, source) is not None:
+                self.network.link(source, target)
+        for name in reached:  # grows while it is read
+            left -= set(reached)
+            reached += [other for other in sorted(left) if self.network.find(name, other) is not None]
+        if left:
+            raise InputError(f"network: no links join {min(left)!r} to {self.data_holder!r}, which has the raw samples")
+
+    @property
+    def unlinked(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of workers that cannot send each other anything."""
+        pairs = combinations(dict.fromkeys((*self.workers, self.data_holder)), 2)
+        return tuple(pair for pair in pairs if self.network.find(*pair) is None)
 
     @property
     def workers(self) -> tuple[str, ...]:

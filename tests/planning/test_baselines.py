@@ -20,7 +20,7 @@ from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProf
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import iteration_s, simulate
 from hiertrain.values import InputError
-from tests.strategies import problems
+from tests.strategies import problems, sparse_problems
 
 NAMES = ("device", "edge", "cloud")
 
@@ -129,6 +129,30 @@ def test_a_worker_that_is_not_there_is_named() -> None:
     problem = replace(free_problem("device"), excluded=frozenset({"edge"}))
     with pytest.raises(InputError, match="device -> edge -> cloud: 'edge' is not one of the problem's workers"):
         best_chain(problem, NAMES)
+
+
+def test_chains_have_links() -> None:
+    """Nobody but the edge has a link to the others, and the samples are on the device."""
+    full = free_problem("device")
+    links = tuple(link for link in full.network.links if "edge" in (link.source, link.target))
+    problem = replace(full, network=Network(links=links))
+    assert set(single_worker_plans(problem)) == {"device", "edge"}
+    assert used(best_chain(problem, ("device", "cloud"))) == ["device"]
+    assert used(best_chain(replace(problem, excluded=frozenset({"device"})), ("edge", "cloud"))) == ["edge"]
+    with pytest.raises(InputError, match=r"the network has no links for any, from 'device' on"):
+        best_chain(problem, ("cloud",))
+
+
+@settings(max_examples=30)
+@given(sparse_problems())
+def test_the_best_chain_with_links_matches_enumeration(problem: Problem) -> None:
+    def linked(plan: Plan) -> bool:
+        start = next(name for name in NAMES if plan.workers[name].samples)
+        pairs = [(problem.data_holder, start), *((name, plan.workers[name].parent) for name in used(plan))]
+        return all(b in (None, a) or problem.network.find(a, b) for a, b in pairs)
+
+    rivals = [plan for order in permutations(NAMES) for plan in all_chains(problem, order) if linked(plan)]
+    check_fastest(problem, best_layer_parallel(problem), rivals)
 
 
 @given(problems())

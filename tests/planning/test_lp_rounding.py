@@ -227,12 +227,22 @@ def test_root_and_excluded_workers_leave_fewer_roles() -> None:
     assert rounded.objective_s >= optimize(problem, shape="star").objective_s * (1 - RESOLUTION)
 
 
+BY_EDGE = Network(
+    links=tuple(
+        Link(source=a, target=b, bandwidth_mbps=10.0, latency_ms=0.0)
+        for a, b in permutations(NAMES, 2)
+        if "edge" in (a, b)
+    )
+)
+
+
 @pytest.mark.parametrize(
     ("constraint", "message"),
     [
         ({"execution": Execution(activation_encoding="uint8")}, "sample_encoding='uint8' activation_encoding='uint8'"),
         ({"memory_limit_bytes": {"edge": 10**9, "cloud": 10**9}}, "memory limits of cloud, edge"),
         ({"samples_stay": True}, "raw samples stay on 'device'"),
+        ({"network": BY_EDGE}, "some pairs of workers have no link"),
         ({"whole_model": True}, "every worker computes all layers"),
     ],
 )

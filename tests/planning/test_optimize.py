@@ -1,7 +1,7 @@
 """The optimizer against enumeration and against the monotone branch and bound, and what it promises besides."""
 
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from hiertrain.problem.solution import Progress, Shape, Solution
 from hiertrain.program.simulator import iteration_s
 from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans, branch_and_bound_optimum, enumerated_optima, enumerated_optimum
-from tests.strategies import constrained_problems, large_problem, many_workers, plans, problems, slowed
+from tests.strategies import constrained_problems, large_problem, many_workers, plans, problems, slowed, sparse_problems
 
 NAMES: tuple[str, ...] = ("device", "edge", "cloud")
 
@@ -80,6 +80,20 @@ def test_four_workers_match_enumeration(problem: Problem) -> None:
     check_solution(problem, optimize(problem), enumerated_optimum(problem)[0])
 
 
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(sparse_problems())
+def test_plans_need_only_links_that_there_are(problem: Problem) -> None:
+    optima = enumerated_optima(problem)
+    check_solution(problem, optimize(problem), optima["tree"][0])
+    check_solution(problem, optimize(problem, shape="star"), optima["star"][0])
+
+
+@settings(max_examples=3, derandomize=True, deadline=None)
+@given(sparse_problems(workers=4, max_layers=2, max_batch=3))
+def test_four_workers_with_few_links_match_enumeration(problem: Problem) -> None:
+    check_solution(problem, optimize(problem), enumerated_optimum(problem)[0])
+
+
 def test_five_workers_match_the_best_of_all_plans() -> None:
     problem = replace(many_workers(5, layers=2), batch_size=4)
     check_solution(problem, optimize(problem), try_every_plan(problem, "tree").best_s)
@@ -98,6 +112,42 @@ def test_eight_workers_end_at_the_time_limit_with_a_good_plan_and_a_bound(
     assert solution.status == "feasible"
     assert len(active(solution.plan)) > 4
     assert 0.5 * solution.objective_s < solution.bound_s < solution.objective_s
+
+
+def below_an_edge(workers: int, relay: bool) -> Problem:
+    """``many_workers``, all of them linked to the second one alone, which may pass on what they send each other."""
+    problem = many_workers(workers)
+    edge = problem.workers[1]
+    links = tuple(link for link in problem.network.links if edge in (link.source, link.target))
+    through = {name: edge for name in problem.workers if name != edge} if relay else {}
+    return replace(problem, network=Network(links=links, through=through))
+
+
+@pytest.mark.parametrize("relay", [True, False])
+def test_eighty_workers_need_no_link_for_each_pair(relay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a relay only chains over the edge have plans: the search goes on through all other trees, and stops."""
+    clock = count()
+    monkeypatch.setattr("hiertrain.planning.optimize.time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
+    monkeypatch.setattr("hiertrain.planning.optimize.MOST_GROWN", 4)
+    problem = below_an_edge(80, relay)
+    assert len(problem.network.links) == 158
+    solution = optimize(problem, time_limit_s=3.2 if relay else 1.2)
+    assert solution.status == "feasible"
+    assert solution.objective_s == iteration_s(problem, solution.plan)
+    assert len(active(solution.plan)) >= (3 if relay else 2)
+
+
+def test_a_clash_of_constraints_and_missing_links_is_said() -> None:
+    """A star's leaves need a link to the data, and to the root, which is three links away from it."""
+    problem = many_workers(4)
+    line = set(pairwise(problem.workers))
+    links = [link for link in problem.network.links if line & {(link.source, link.target), (link.target, link.source)}]
+    problem = replace(problem, network=Network(links=tuple(links)), root="worker-3")
+    message = "keeps: root 'worker-3'; a plan exists without any one of: root 'worker-3'; some pairs .* have no link"
+    with pytest.raises(InputError, match=message):
+        optimize(problem, shape="star")
+    tree = optimize(problem).plan
+    assert [tree.workers[name].samples for name in ("worker-2", "worker-3")] == [0, 0]
 
 
 @pytest.mark.parametrize("constraint", [{"samples_stay": True}, {"batch_size": 3}, {"root": "worker-5"}])

@@ -97,6 +97,8 @@ GREEDY = Profile(
 )
 LINKS = tuple(Link(source=a, target=b, bandwidth_mbps=1, latency_ms=0) for a in WORKERS for b in WORKERS if a != b)
 
+EDGE_LINKS = tuple(link for link in LINKS if "edge" in (link.source, link.target))
+
 
 @pytest.mark.parametrize(
     ("fields", "message"),
@@ -110,12 +112,21 @@ LINKS = tuple(Link(source=a, target=b, bandwidth_mbps=1, latency_ms=0) for a in 
         ({"samples_stay": True, "excluded": frozenset({"device"})}, "raw samples must stay on 'device'"),
         ({"memory_limit_bytes": {"edge": 0}}, "memory limit of 'edge' in bytes 0: must be at least 1"),
         ({"network": Network(links=LINKS[1:])}, "no link from 'device' to 'edge'"),
+        ({"network": Network(links=())}, "no links join 'cloud' to 'device', which has the raw samples"),
+        ({"network": Network(links=EDGE_LINKS), "excluded": frozenset({"edge"})}, "no links join 'cloud' to 'device'"),
     ],
 )
 def test_a_problem_whose_parts_do_not_fit_is_refused(fields: dict, message: str) -> None:
     parts = {"profile": PROFILE, "network": Network(links=LINKS), "batch_size": 12, "data_holder": "device", **fields}
     with pytest.raises(InputError, match=message):
         Problem(**parts)
+
+
+def test_a_pair_without_a_link_is_known() -> None:
+    assert Problem(PROFILE, Network(links=LINKS), 12, "device").unlinked == ()
+    assert Problem(PROFILE, Network(links=EDGE_LINKS), 12, "device").unlinked == (("device", "cloud"),)
+    relayed = Network(links=EDGE_LINKS, through={"device": "edge"})
+    assert Problem(PROFILE, relayed, 12, "device", excluded=frozenset({"edge"})).unlinked == ()
 
 
 def test_memory_and_samples_per_layer() -> None:
