@@ -16,6 +16,7 @@ from hiertrain.experiments.speedups import describe
 from hiertrain.experiments.work import effective_execution, record_name, remember_each, work_parameters
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.chain import Chain
+from hiertrain.problem.hierarchy import of_tier
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
@@ -47,15 +48,16 @@ def problem_of(settings: Emulated, setting: Setting, chain: Chain) -> Problem:
 def cut_policies(problem: Problem, depth: int) -> dict[str, Policy]:
     """One cut, whether it pays or not: the device computes layers 1..depth of all samples, the cloud goes on.
 
-    By name: JointDNN's with activations as float32, then JALAD's with 8 bits. Raises InputError unless both have a
-    layer.
+    The first of each, where there are several. By name: JointDNN's with activations as float32, then JALAD's with 8
+    bits. Raises InputError unless both are there and have a layer.
     """
     layers = problem.profile.layers
     if not 1 <= depth < len(layers):
         raise InputError(f"cut after layer {depth}: must be between 1 and {len(layers) - 1}")
-    workers = {name: Assignment(parent="cloud", depth=0, samples=0) for name in problem.workers}
-    workers["device"] = Assignment(parent="cloud", depth=depth, samples=problem.batch_size)
-    workers["cloud"] = Assignment(parent=None, depth=len(layers), samples=0)
+    device, cloud = (of_tier(problem.profile.workers, tier)[0] for tier in ("device", "cloud"))
+    workers = {name: Assignment(parent=cloud, depth=0, samples=0) for name in problem.workers}
+    workers[device] = Assignment(parent=cloud, depth=depth, samples=problem.batch_size)
+    workers[cloud] = Assignment(parent=None, depth=len(layers), samples=0)
     plan = Plan(batch_size=problem.batch_size, data_holder=problem.data_holder, workers=workers)
     eight_bits = problem.execution.model_copy(update={"activation_encoding": "uint8"})
     place = layers[depth - 1].name

@@ -14,6 +14,7 @@ from hiertrain import files
 from hiertrain.paths import DATA
 from hiertrain.planning.policies import POLICIES, Policy, find_policies
 from hiertrain.problem.execution import Execution
+from hiertrain.problem.hierarchy import TIERS, Tier, of_tier, tier_of
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.testbeds.nominal import nominal_network
@@ -24,7 +25,7 @@ Emulated = LocalSettings | NetnsSettings
 
 
 class Setting(Value):
-    """One point of the grid: what is trained, and the three hosts. A worker's slowdown is over the recorded profile."""
+    """One point of the grid: what is trained, and the hosts by their tiers. Slowdowns are over the recorded profile."""
 
     model: Name
     batch_size: BatchSize
@@ -35,13 +36,13 @@ class Setting(Value):
     edge_slowdown: Slowdown
     cloud_slowdown: Slowdown
 
-    def slowdown(self, worker: str) -> float:
-        """Of the worker named after a tier."""
-        return {"device": self.device_slowdown, "edge": self.edge_slowdown, "cloud": self.cloud_slowdown}[worker]
+    def slowdown(self, tier: Tier) -> float:
+        """Of each worker of a tier."""
+        return {"device": self.device_slowdown, "edge": self.edge_slowdown, "cloud": self.cloud_slowdown}[tier]
 
-    def mbps(self, source: str, target: str) -> float:
-        """Rate between two workers named after their tiers."""
-        return self.cloud_mbps if "cloud" in (source, target) else self.device_edge_mbps
+    def mbps(self, *tiers: Tier) -> float:
+        """Rate between workers of two tiers."""
+        return self.cloud_mbps if "cloud" in tiers else self.device_edge_mbps
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,24 @@ class Case:
 
 
 def check_emulated(settings: AnySettings) -> Emulated:
-    """The settings, if they are of three hosts that can be given other speeds and rates; else raise InputError."""
-    if not isinstance(settings, LocalSettings | NetnsSettings) or set(settings.workers) != {"device", "edge", "cloud"}:
+    """The settings, if they are of hosts that can be given the speeds and rates of a ``Setting``; else InputError."""
+    if not isinstance(settings, LocalSettings | NetnsSettings) or set(_tiers(settings).values()) != set(TIERS):
         raise InputError(
             f"testbed of kind {settings.kind!r} with {', '.join(settings.workers)}: a grid of settings needs the "
             "workers device, edge and cloud of a local testbed or of network namespaces"
         )
-    if any(worker.slowdown == 1 for worker in settings.workers.values()) or len(settings.links) < 6:
+    pairs = len(settings.workers) * (len(settings.workers) - 1)
+    if any(worker.slowdown == 1 for worker in settings.workers.values()) or len(settings.links) < pairs:
         raise InputError("testbed: a grid of settings needs a slowdown of every worker and a rate of every link")
-    middle = setting_of(settings, "any", 1)
+    middle, tiers = setting_of(settings, "any", 1), _tiers(settings)
+    for name, worker in settings.workers.items():
+        if worker.slowdown != (slowdown := middle.slowdown(tiers[name])):
+            raise InputError(
+                f"testbed: slowdown {worker.slowdown:g} of {name}, {slowdown:g} of another {tiers[name]}; a grid of "
+                "settings has one slowdown for each tier"
+            )
     for link in settings.links:
-        if link.bandwidth_mbps != (mbps := middle.mbps(link.source, link.target)):
+        if link.bandwidth_mbps != (mbps := middle.mbps(tiers[link.source], tiers[link.target])):
             raise InputError(
                 f"testbed: {link.bandwidth_mbps:g} Mbit/s from {link.source} to {link.target}, {mbps:g} on another "
                 "link; a grid of settings has one rate between device and edge, and one for all links of the cloud"
@@ -71,17 +79,22 @@ def check_emulated(settings: AnySettings) -> Emulated:
     return settings
 
 
+def _tiers(settings: AnySettings) -> Mapping[str, Tier]:
+    return {name: tier_of(name, worker) for name, worker in settings.workers.items()}
+
+
 def setting_of(settings: Emulated, model: str, batch_size: int) -> Setting:
-    """The testbed as its file describes it."""
+    """The testbed as its file describes it, by the first worker of each tier."""
+    device, edge, cloud = (of_tier(settings.workers, tier)[0] for tier in TIERS)
     rates = {(link.source, link.target): link.bandwidth_mbps for link in settings.links}
     return Setting(
         model=model,
         batch_size=batch_size,
-        device_edge_mbps=rates["device", "edge"],
-        cloud_mbps=rates["device", "cloud"],
-        device_slowdown=settings.workers["device"].slowdown,
-        edge_slowdown=settings.workers["edge"].slowdown,
-        cloud_slowdown=settings.workers["cloud"].slowdown,
+        device_edge_mbps=rates[device, edge],
+        cloud_mbps=rates[device, cloud],
+        device_slowdown=settings.workers[device].slowdown,
+        edge_slowdown=settings.workers[edge].slowdown,
+        cloud_slowdown=settings.workers[cloud].slowdown,
     )
 
 
@@ -93,8 +106,14 @@ def varied(setting: Setting, axis: str, values: Sequence[float | str]) -> list[S
 
 def settings_at(settings: Emulated, setting: Setting) -> Emulated:
     """The testbed with the speeds and rates of a setting. Raises InputError where it cannot have them."""
-    workers = {name: {**dict(worker), "slowdown": setting.slowdown(name)} for name, worker in settings.workers.items()}
-    links = [{**dict(link), "bandwidth_mbps": setting.mbps(link.source, link.target)} for link in settings.links]
+    tiers = _tiers(settings)
+    workers = {
+        name: {**dict(worker), "slowdown": setting.slowdown(tiers[name])} for name, worker in settings.workers.items()
+    }
+    links = [
+        {**dict(link), "bandwidth_mbps": setting.mbps(tiers[link.source], tiers[link.target])}
+        for link in settings.links
+    ]
     return files.parse(type(settings), {**dict(settings), "workers": workers, "links": links}, "testbed of the grid")
 
 
@@ -120,8 +139,13 @@ def recorded_profile(model: str, slowdowns: Mapping[str, float]) -> Profile:
 
 def problem_at(settings: Emulated, setting: Setting) -> Problem:
     """What a scheduler is asked at a setting: recorded layer times at its speeds, links as they are meant to be."""
+    slowdowns = {name: setting.slowdown(tier) for name, tier in _tiers(settings).items()}
+    profile = recorded_profile(setting.model, slowdowns)
+    tiered = {
+        name: own.model_copy(update={"tier": settings.workers[name].tier}) for name, own in profile.workers.items()
+    }
     return Problem(
-        recorded_profile(setting.model, {name: setting.slowdown(name) for name in settings.workers}),
+        profile.model_copy(update={"workers": tiered}),
         nominal_network(settings_at(settings, setting)),
         setting.batch_size,
         settings.data_holder,

@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 
+from hiertrain.problem.hierarchy import TIERS, of_tier
 from hiertrain.problem.plan import Assignment, Plan, misfit
 from hiertrain.problem.problem import Problem
 from hiertrain.program.simulator import iteration_s
@@ -20,12 +21,12 @@ Tree = Mapping[str, str | None]  # parent of each worker that takes part
 
 
 def family_plans(problem: Problem) -> dict[str, Plan]:
-    """The plans by the family's name, for a problem of the workers device, edge and cloud.
+    """The plans by the family's name, for the first worker of each tier. Raises InputError for a tier without any.
 
     One worker; two workers that split layers or samples; data-parallel; stars and chains of three. A family without
     any plan, because the mini-batch or the chain is too short for it, is left out.
     """
-    device, edge, cloud = "device", "edge", "cloud"
+    device, edge, cloud = (of_tier(problem.profile.workers, tier)[0] for tier in TIERS)
     trees: dict[str, Tree] = {f"all-{name}": {name: None} for name in (device, edge, cloud)}
     for leaf, root in ((device, edge), (device, cloud), (edge, cloud)):
         for split in ("layers", "samples"):

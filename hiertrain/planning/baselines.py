@@ -43,18 +43,20 @@ def single_worker_plans(problem: Problem) -> dict[str, Plan]:
     }
 
 
-def best_chain(problem: Problem, order: tuple[str, ...]) -> Plan:
-    """``jointdnn`` and its kind: the fastest chain of some of the workers, in the given order.
+def best_chain(problem: Problem, *orders: tuple[str, ...]) -> Plan:
+    """``jointdnn`` and its kind: the fastest chain of some of the workers of one of the orders, in that order.
 
     Who would compute no layer is left out instead of passing on, so raw samples go to the first worker that computes.
     Raises InputError when one of the workers is not there to compute, and when no chain of them has all links.
     """
-    for name in order:
-        if name not in problem.workers:
-            raise InputError(
-                f"chain {' -> '.join(order)}: {name!r} is not one of the problem's workers {', '.join(problem.workers)}"
-            )
-    return _fastest(problem, [part for size in range(1, len(order) + 1) for part in combinations(order, size)])
+    for order in orders:
+        for name in order:
+            if name not in problem.workers:
+                there = ", ".join(problem.workers)
+                raise InputError(f"chain {' -> '.join(order)}: {name!r} is not one of the problem's workers {there}")
+    sizes = range(1, max(map(len, orders)) + 1)
+    chains = [chain for size in sizes for order in orders for chain in combinations(order, size)]
+    return _fastest(problem, dict.fromkeys(chains))
 
 
 def best_layer_parallel(problem: Problem) -> Plan:

@@ -6,17 +6,19 @@ All plans are found, exactly, with the same cost model, and their times are pred
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 from hiertrain.planning.baselines import best_chain, best_layer_parallel
 from hiertrain.planning.optimize import optimize
+from hiertrain.problem.hierarchy import Tier, of_tier
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
 from hiertrain.program.simulator import iteration_s
 from hiertrain.values import InputError, RunError
 
-# The chains of workers that split layers only; all samples start on the first worker that computes.
-CHAINS = {
+# The chains of tiers that split layers only; all samples start on the first worker that computes.
+CHAINS: dict[str, tuple[Tier, ...]] = {
     "all-device": ("device",),
     "all-edge": ("edge",),
     "all-cloud": ("cloud",),
@@ -45,9 +47,9 @@ class Policy:
 
 
 def find_policies(problem: Problem, names: Sequence[str] = POLICIES) -> dict[str, Policy]:
-    """The named policies, in the given order, for workers named device, edge and cloud.
+    """The named policies, in the given order. Where a tier has several workers, a chain has the best one of them.
 
-    Raises InputError for an unknown name, for a worker that a policy needs and the problem does not have, and for a
+    Raises InputError for an unknown name, for a tier that a policy needs and no worker has, and for a
     problem with constraints or with activations in 8 bits; RunError when the proof of an optimum takes too long.
     """
     for name in names:
@@ -79,7 +81,8 @@ def _plan(name: str, problem: Problem) -> Plan:
             return _optimum(replace(problem, profile=problem.profile.linear_at(problem.batch_size)), "star")
         case "hiertrain+":
             return _optimum(problem, "tree")
-    return best_chain(problem, CHAINS[name])
+    able = {worker: problem.profile.worker(worker) for worker in problem.workers}
+    return best_chain(problem, *product(*(of_tier(able, tier) for tier in CHAINS[name])))
 
 
 def _optimum(problem: Problem, shape: Shape) -> Plan:

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from hiertrain.problem.chain import Chain, Layer, check_layer_names
+from hiertrain.problem.hierarchy import Tier
 from hiertrain.values import (
     MOST_LAYERS,
     MOST_WORKERS,
@@ -135,6 +136,7 @@ class WorkerProfile(Value):
     layers: tuple[LayerTimes, ...]
     slowdown: Slowdown = 1.0  # above 1: emulated by pacing a faster machine by this factor
     measurement: Measurement | None = None  # None: written by hand
+    tier: Tier | None = Field(default=None, exclude_if=lambda tier: tier is None)  # None: its name says it
 
     def scaled(self, factor: float) -> "WorkerProfile":
         """The same worker ``factor`` times slower, as the runtime's pacing emulates it."""
@@ -142,6 +144,7 @@ class WorkerProfile(Value):
             layers=tuple(times.scaled(factor) for times in self.layers),
             slowdown=self.slowdown * factor,
             measurement=self.measurement,
+            tier=self.tier,
         )
 
     def linear_at(self, samples: int) -> "WorkerProfile":

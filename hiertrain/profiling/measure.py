@@ -59,7 +59,7 @@ def measure_layers(
             assert isinstance(answer, Profiled)
             base = answer.profile
             bases.setdefault(part, base)
-        workers[name] = base.scaled(settings.slowdown)
+        workers[name] = base.scaled(settings.slowdown).model_copy(update={"tier": settings.tier})
     return Profile(
         model=chain.model, sample_bytes=chain.sample_bytes, dtype=chain.dtype, layers=chain.layers, workers=workers
     )

@@ -14,6 +14,7 @@ from pydantic import Field, RootModel, ValidationInfo, field_validator, model_va
 
 from hiertrain import files
 from hiertrain.control.answers import BEAT_S
+from hiertrain.problem.hierarchy import Tier
 from hiertrain.problem.network import Link, Network
 from hiertrain.values import MOST_WORKERS, InputError, Name, Port, Seconds, Slowdown, Threads, Value, shown
 
@@ -27,6 +28,7 @@ class WorkerSettings(Value):
     slowdown: Slowdown = 1.0  # paced to this multiple of the machine's own time; 1: as fast as it is
     threads: Threads = 1
     accelerator: Literal["cpu", "cuda"] = "cpu"
+    tier: Tier | None = Field(default=None, exclude_if=lambda tier: tier is None)  # None: its name says it
 
     @field_validator("slowdown")
     @classmethod
