@@ -1,7 +1,7 @@
 """The grid: what is the same work, what it is asked of testbeds, and that recorded work is not done again."""
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from hiertrain.experiments.speedups import policy_table, policy_timelines, speed
 from hiertrain.experiments.work import LEAST_TIMED, observe, work_parameters
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.execution import Execution
+from hiertrain.problem.hierarchy import Tier
+from hiertrain.problem.network import Link
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.program.simulator import iteration_s
 from hiertrain.results import records
@@ -183,6 +185,32 @@ def test_work_is_executed_once_and_then_recalled(
 def test_only_three_emulated_hosts_make_a_grid(settings: LocalSettings, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_emulated(settings)
+
+
+TIER_OF: dict[str, Tier] = {"phone": "device", "tablet": "device", "router": "edge", "server": "cloud"}
+
+
+def two_devices(tablet_slowdown: float) -> LocalSettings:
+    """The testbed with a second device, under names that say no tier."""
+    workers = {name: LOCAL.workers[tier].model_copy(update={"tier": tier}) for name, tier in TIER_OF.items()}
+    workers["tablet"] = workers["tablet"].model_copy(update={"slowdown": tablet_slowdown})
+    links = [
+        Link(source=a, target=b, bandwidth_mbps=MIDDLE.mbps(TIER_OF[a], TIER_OF[b]), latency_ms=0)
+        for a, b in permutations(workers, 2)
+    ]
+    return LocalSettings(data_holder="phone", workers=workers, links=tuple(links))
+
+
+def test_a_grid_has_one_speed_for_each_tier() -> None:
+    slowdown = LOCAL.workers["device"].slowdown
+    settings = check_emulated(two_devices(slowdown))
+    assert setting_of(settings, "lenet5", 8) == MIDDLE
+    (slower,) = varied(MIDDLE, "device_slowdown", [2 * slowdown])
+    found, expected = problem_at(settings, slower).profile, problem_at(LOCAL, slower).profile
+    for name, tier in TIER_OF.items():
+        assert found.workers[name] == expected.workers[tier].model_copy(update={"tier": tier})
+    with pytest.raises(InputError, match=r"slowdown 50 of tablet, .* of another device; .* one slowdown for each tier"):
+        check_emulated(two_devices(50.0))
 
 
 def test_sweeps_and_profiles_that_there_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

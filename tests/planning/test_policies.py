@@ -184,7 +184,7 @@ def test_every_policy_has_a_style() -> None:
 
 REFUSED: list[tuple[Callable[[Problem], Problem], list[str], str]] = [
     (lambda problem: problem, ["jointdnn", "jointdnn++"], r"policy 'jointdnn\+\+' is unknown; there are all-device"),
-    (lambda problem: replace(problem, excluded=frozenset({"edge"})), ["jalad+"], "'edge' is not one of"),
+    (lambda problem: replace(problem, excluded=frozenset({"edge"})), ["jalad+"], "no worker of the tier edge"),
     (lambda problem: replace(problem, samples_stay=True), ["all-cloud"], "it must have no constraint"),
     (lambda problem: replace(problem, root="edge"), ["all-cloud"], "it must have no constraint"),
     (eight_bits, ["jointdnn"], "send float32"),
@@ -205,6 +205,49 @@ def test_two_tiers_have_policies_too() -> None:
     assert not any(policy.plan.active("edge") for policy in found.values())
     assert found["hiertrain+"].predicted_s <= found["layer-parallel"].predicted_s * SLACK
     assert found["layer-parallel"].predicted_s <= found["jointdnn"].predicted_s * SLACK
+
+
+def renamed(problem: Problem, name_of: dict[str, str]) -> Problem:
+    """The problem with other names, so that the tiers are properties."""
+    workers = problem.profile.workers
+    tiered = {name_of[name]: workers[name].model_copy(update={"tier": name}) for name in workers}
+    links = [
+        link.model_copy(update={"source": name_of[link.source], "target": name_of[link.target]})
+        for link in problem.network.links
+    ]
+    profile = problem.profile.model_copy(update={"workers": tiered})
+    return replace(
+        problem, profile=profile, network=Network(links=tuple(links)), data_holder=name_of[problem.data_holder]
+    )
+
+
+@settings(max_examples=10)
+@given(problems(workers=3, max_layers=3, max_batch=3, executions=PLAIN))
+def test_a_tier_is_not_a_name(problem: Problem) -> None:
+    name_of = {"device": "phone", "edge": "router", "cloud": "device-of-the-lab"}
+    plans, others = find_policies(problem), find_policies(renamed(problem, name_of))
+    for policy in POLICIES:
+        assert others[policy].predicted_s == plans[policy].predicted_s
+        for name, part in plans[policy].plan.workers.items():
+            other = others[policy].plan.workers[name_of[name]]
+            assert (other.depth, other.samples) == (part.depth, part.samples)
+
+
+@settings(max_examples=10)
+@given(problems(workers=4, max_layers=3, max_batch=3, executions=PLAIN))
+def test_a_tier_of_two_has_the_best_one(problem: Problem) -> None:
+    """The fourth worker is a second cloud."""
+    names = [name for name in POLICIES if name in policies.CHAINS]
+    both = find_policies(problem, names)
+    alone = [
+        find_policies(replace(problem, excluded=frozenset({one}) - {problem.data_holder}), names)
+        for one in ("cloud", "cloud-2")
+        if one != problem.data_holder
+    ]
+    for name in names:
+        assert both[name].predicted_s <= min(found[name].predicted_s for found in alone) * SLACK
+        clouds = {worker for worker in ("cloud", "cloud-2") if both[name].plan.active(worker)}
+        assert len(clouds) <= 1
 
 
 def test_an_unproven_optimum_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
