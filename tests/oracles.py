@@ -11,7 +11,6 @@ from itertools import combinations, permutations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.program.compiler import compile_plan
@@ -115,7 +114,7 @@ def _plans(problem: Problem, parent_of: dict[str, str | None]) -> Iterator[Plan]
                 continue
             limits = problem.memory_limit_bytes
             if all(plan.active(name) for name in parent_of) and all(
-                memory_bytes(problem, plan, name) <= limits[name] for name in parent_of if name in limits
+                needed_bytes(problem, plan, name) <= limits[name] for name in parent_of if name in limits
             ):
                 yield plan
 
@@ -160,6 +159,15 @@ class _Links:
             return np.zeros(len(samples))
         size = samples * float(self.problem.profile.sample_bytes)
         return self.send(self.problem.data_holder, worker, np.zeros(len(samples)), size)
+
+
+def needed_bytes(problem: Problem, plan: Plan, worker: str) -> int:
+    """Weights and gradients, the optimizer's copies at the root, and the activations of every layer and sample."""
+    total, depth = 0, plan.workers[worker].depth
+    for number, layer in enumerate(problem.profile.layers[:depth], start=1):
+        total += 2 * layer.parameter_bytes + (layer.activation_bytes or 0) * plan.samples_at(worker, number)
+        total += problem.optimizer_copies * layer.parameter_bytes if worker == plan.root else 0
+    return total
 
 
 class _Equations:

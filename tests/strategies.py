@@ -162,6 +162,7 @@ def with_least_samples(draw: st.DrawFn, problem: Problem) -> Problem:
 def constrained_problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 3, max_batch: int = 4) -> Problem:
     """A problem with constraints that may clash: memory limits near what a random plan needs, and samples enough."""
     problem = draw(with_least_samples(draw(problems(workers=workers, max_layers=max_layers, max_batch=max_batch))))
+    problem = replace(problem, optimizer_copies=draw(st.integers(0, 2)))
     names, layers = NAMES[:workers], len(problem.profile.layers)
     samples_stay = draw(st.booleans())
     kept = {problem.data_holder} if samples_stay else set()

@@ -291,7 +291,7 @@ class _Evaluation:
             limit = self.at.problem.memory_limit_bytes.get(name)
             if limit is not None:
                 _, cuts, samples = self.stages[name]
-                kept = (4 if position == 0 else 2) * self.at.prefix_bytes[cuts[-1]]
+                kept = self.at.problem.weight_copies(position == 0) * self.at.prefix_bytes[cuts[-1]]
                 kept = kept + self.at.activations.at(cuts[:-1], cuts[1:], samples).sum(axis=0)
                 fits &= kept <= limit
         return fits

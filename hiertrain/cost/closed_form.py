@@ -117,12 +117,10 @@ def iteration_s(problem: Problem, plan: Plan) -> float:
 def memory_bytes(problem: Problem, plan: Plan, worker: str) -> int:
     """Memory that ``worker`` needs at least: weights, gradients and the activations kept for the backward pass.
 
-    The root also holds two more copies of the weights, which is what Adam keeps. Raises InputError when the
-    profile lacks ``activation_bytes``.
+    And what the optimizer keeps, at the root. A layer without ``activation_bytes`` counts as keeping none.
     """
     chain, part = problem.profile.chain, plan.workers[worker]
-    copies = 4 if worker == plan.root else 2
-    total = copies * chain.parameter_prefix_bytes[part.depth]
+    total = problem.weight_copies(worker == plan.root) * chain.parameter_prefix_bytes[part.depth]
     for number, layer in enumerate(chain.layers[: part.depth], start=1):
         total += (layer.activation_bytes or 0) * plan.samples_at(worker, number)
     return total

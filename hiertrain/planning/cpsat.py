@@ -153,7 +153,7 @@ def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, va
         limit = problem.memory_limit_bytes.get(name)
         if limit is None:
             continue
-        copies = 4 if worker == 0 else 2
+        copies = problem.weight_copies(worker == 0)
         layers = problem.profile.chain.layers
         activations = np.array([min(layer.activation_bytes or 0, limit + 1) for layer in layers])
         parameters = np.array([min(copies * layer.parameter_bytes, limit + 1) for layer in layers])

@@ -25,6 +25,7 @@ class Problem:
     samples_stay: bool = False  # raw samples must not leave the data holder
     whole_model: bool = False  # every worker that computes must compute all layers: data parallelism
     memory_limit_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    optimizer_copies: int = 2  # of all weights that the optimizer keeps: Adam 2, SGD with momentum 1, plain SGD none
 
     def __post_init__(self) -> None:
         known = set(self.profile.workers)
@@ -68,6 +69,10 @@ class Problem:
         """The pairs of workers that cannot send each other anything."""
         pairs = combinations(dict.fromkeys((*self.workers, self.data_holder)), 2)
         return tuple(pair for pair in pairs if self.network.find(*pair) is None)
+
+    def weight_copies(self, root: bool) -> int:
+        """How often a worker holds the weights of its layers: them, their gradients, what the root's optimizer keeps."""
+        return 2 + self.optimizer_copies * root
 
     @property
     def workers(self) -> tuple[str, ...]:

@@ -39,6 +39,11 @@ class OptimizerSettings(Value):
     momentum: Momentum = 0.9
     weight_decay: WeightDecay = 0.0
 
+    @property
+    def copies(self) -> int:
+        """How often it keeps something of the size of the weights."""
+        return 2 if self.name == "adam" else int(self.momentum > 0)
+
 
 class Training(Value):
     """What is trained, whoever computes it: the same for every plan and for a single process."""
