@@ -71,7 +71,7 @@ class Problem:
         return tuple(pair for pair in pairs if self.network.find(*pair) is None)
 
     def weight_copies(self, root: bool) -> int:
-        """How often a worker holds the weights of its layers: them, their gradients, what the root's optimizer keeps."""
+        """How often a worker holds the weights of its layers: gradients count, and what the root keeps to optimize."""
         return 2 + self.optimizer_copies * root
 
     @property
