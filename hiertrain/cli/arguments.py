@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hiertrain.cli import commands
-from hiertrain.cli.options import BATCH_SIZE, EXECUTIONS, ITERATIONS
+from hiertrain.cli.options import BATCH_SIZE, ITERATIONS, PRESETS
 from hiertrain.testbeds import AUTOMATIC
 from hiertrain.values import one_line
 from hiertrain.workload.spec import OptimizerSettings
@@ -227,7 +227,12 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--execution", choices=EXECUTIONS, default="paper", help="how an iteration is executed")
+    parser.add_argument(
+        "--execution",
+        default="paper",
+        metavar="NAME|FIELD=VALUE,...",
+        help=f"how an iteration is executed: {', '.join(PRESETS)}, or fields such as activation_encoding=uint8",
+    )
 
 
 def _add_batch_size(parser: argparse.ArgumentParser) -> None:

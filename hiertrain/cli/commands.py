@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from hiertrain import files
 from hiertrain.cli.options import (
     BATCH_SIZE,
-    EXECUTIONS,
     batch_size,
     check_search,
     check_time_limit,
     constraints,
+    execution_of,
     given_plan,
     load_plan,
     load_program,
@@ -113,7 +113,7 @@ def run_optimize(options: argparse.Namespace) -> None:
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
     if options.output:
         files.check_output(options.output)
-    execution = EXECUTIONS[options.execution]
+    execution = execution_of(options)
     solution = _search(options, search_problem(options, profile, network, options.data_holder, execution))
     if options.output:
         files.save(solution, options.output)
@@ -127,7 +127,7 @@ def run_predict(options: argparse.Namespace) -> None:
     """Print the predicted timeline and time of a plan or a program."""
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
     if options.plan:
-        execution = EXECUTIONS[options.execution]
+        execution = execution_of(options)
         plan = load_plan(options.plan, execution)
         program = compile_plan(plan, profile.chain, execution)
         _print_plan(plan, profile.chain)
@@ -144,7 +144,7 @@ def run_predict(options: argparse.Namespace) -> None:
 
 def run_program(options: argparse.Namespace) -> None:
     """Write the program that a plan is compiled to, as a table or as JSON."""
-    profile, execution = files.load(Profile, options.profile), EXECUTIONS[options.execution]
+    profile, execution = files.load(Profile, options.profile), execution_of(options)
     program = compile_plan(load_plan(options.plan, execution), profile.chain, execution)
     if not options.output:
         print(to_csv(program), end="")
@@ -336,7 +336,7 @@ def run_jobs(options: argparse.Namespace) -> None:
 
     files.check_output(options.output)
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
-    execution = EXECUTIONS[options.execution]
+    execution = execution_of(options)
     plan = load_plan(options.plan, execution)
     problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
     training = training_of(options, load_dataset(options.dataset, options.data), plan.batch_size)

@@ -1,11 +1,14 @@
 """What the parsed options of ``hiertrain`` mean: values, checked before any work starts. All raise InputError."""
 
 import argparse
+import json
 import re
 from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from pydantic import ValidationError
 
 from hiertrain import files
 from hiertrain.control.torchrun import Machine
@@ -17,7 +20,7 @@ from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
 from hiertrain.program.actions import Program
 from hiertrain.program.table import from_csv
-from hiertrain.values import InputError, PositiveSeconds, check, one_line
+from hiertrain.values import InputError, PositiveSeconds, check, one_line, shown
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
 
 if TYPE_CHECKING:
@@ -26,16 +29,59 @@ if TYPE_CHECKING:
 BATCH_SIZE = 128  # samples per mini-batch over all workers, as in the notebooks
 ITERATIONS = 200  # mini-batches after which LeNet-5 has learnt digits
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-EXECUTIONS = {
-    "paper": Execution.paper(),
-    "paper-float32": Execution(sample_encoding="float32"),
-    "jalad": Execution(activation_encoding="uint8"),
+# Executions that have a name. All others are said by their fields: see ``execution_of``.
+PRESETS: dict[str, dict[str, object]] = {
+    "paper": {},
+    "paper-float32": {"sample_encoding": "float32"},
+    "jalad": {"activation_encoding": "uint8"},
 }
+
+
+def execution_of(options: argparse.Namespace) -> Execution:
+    """The execution of ``--execution``: names of presets and fields with values, of which later ones win.
+
+    Raises InputError that names the fields and the values that there are.
+    """
+    content: dict[str, object] = {}
+    for part in options.execution.split(","):
+        name, given, value = part.partition("=")
+        content |= {name: _field_value(value)} if given else PRESETS.get(name, {name: None})
+    try:
+        return Execution.model_validate(content)
+    except ValidationError as error:
+        field = error.errors(include_url=False)[0]["loc"][0]
+        fields = (f"{name}={_values_of(one.annotation)}" for name, one in Execution.model_fields.items())
+        wrong = next(part for part in options.execution.split(",") if part.partition("=")[0] == field)
+        raise InputError(
+            f"--execution: {shown(wrong)}: must be {', '.join(PRESETS)}, or fields with commas between: "
+            f"{', '.join(fields)}"
+        ) from None
+
+
+def _field_value(text: str) -> object:
+    """A number, true or false as in JSON; anything else is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _values_of(annotation: object) -> str:
+    """The values of a field for people, by its type."""
+    known = get_args(annotation) or (("true", "false") if annotation is bool else ())
+    return "|".join(map(str, known)) or getattr(annotation, "__name__", str(annotation)).upper()
+
+
+def execution_text(execution: Execution) -> str:
+    """What ``execution_of`` takes for it."""
+    changed = {name: value for name, value in execution.model_dump().items() if value != getattr(Execution(), name)}
+    named = next((name for name, fields in PRESETS.items() if fields == changed), None)
+    return named or ",".join(f"{name}={json.dumps(value).strip(chr(34))}" for name, value in changed.items())
 
 
 def given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | None, Execution]:
     """The plan of ``--plan``, if any, and the execution. Raises InputError where options need it or are useless."""
-    execution = EXECUTIONS[options.execution]
+    execution = execution_of(options)
     if options.plan is None:
         return None, execution
     if useless := constraints(options):
@@ -82,14 +128,14 @@ def load_plan(path: Path, execution: Execution) -> Plan:
     if isinstance(found, Plan):
         return found
     if found.settings.execution != execution:
-        known = next((name for name, one in EXECUTIONS.items() if one == found.settings.execution), "another")
-        raise InputError(f"{path}: was optimized with the execution {known!r}; give the same --execution")
+        known = execution_text(found.settings.execution)
+        raise InputError(f"{path}: was optimized for another execution; must be used with --execution {known}")
     return found.plan
 
 
 def load_program(options: argparse.Namespace) -> Program:
     """The program of ``--program``: a table, or JSON where the name ends in .json."""
-    if options.execution != "paper":
+    if execution_of(options) != Execution.paper():
         raise InputError(f"--execution {options.execution}: has no effect with --program, whose messages say it")
     if options.program.suffix == ".json":
         return files.load(Program, options.program)

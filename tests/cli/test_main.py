@@ -1,3 +1,4 @@
+import argparse
 import ast
 import errno
 import json
@@ -14,8 +15,9 @@ import pytest
 from hiertrain import files
 from hiertrain.cli.arguments import parser
 from hiertrain.cli.main import main
-from hiertrain.cli.options import BATCH_SIZE, memory_limit
+from hiertrain.cli.options import BATCH_SIZE, execution_of, execution_text, memory_limit
 from hiertrain.paths import NOTEBOOKS, RESULTS
+from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
 from hiertrain.problem.profile import LayerCost, Profile
 from hiertrain.problem.solution import Solution
@@ -218,6 +220,56 @@ def test_predict_knows_activations_of_8_bits(folder: Path, capsys: pytest.Captur
     start_ms, end_ms = (float(number) for number in re.findall(r"\d+\.\d+", line))
     # 40 samples of 10 elements and 8 bytes, at 20 Mbit/s after 2 ms.
     assert end_ms - start_ms == pytest.approx(2 + 408 * 8 / 20e3, abs=2e-3)
+
+
+def test_the_best_plan_with_activations_of_8_bits_is_proven(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for execution in ("paper", "jalad", "activation_encoding=uint8,sample_encoding=float32"):
+        output = folder / "solution.json"
+        options = ["--batch-size", "64", "--execution", execution, "--output", str(output)]
+        assert main(["optimize", *inputs(folder), *options]) == 0
+        found[execution] = files.load(Solution, output)
+        assert found[execution].status == "optimal"
+        capsys.readouterr()
+        assert main(["predict", *inputs(folder), "--plan", str(output), "--execution", execution]) == 0
+        assert f"predicted: {found[execution].objective_s * 1e3:.3f} ms per iteration" in capsys.readouterr().out
+    times_s = [solution.objective_s for solution in found.values()]
+    assert times_s[1] <= times_s[0]  # what travels is never larger than with the paper's execution
+    assert times_s[1] <= times_s[2]
+    assert main(["predict", *inputs(folder), "--plan", str(output)]) == 2
+    assert capsys.readouterr().err.endswith(
+        "another execution; must be used with --execution sample_encoding=float32,activation_encoding=uint8\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("paper", {}),
+        ("paper-float32", {"sample_encoding": "float32"}),
+        ("jalad", {"activation_encoding": "uint8"}),
+        ("jalad,sample_encoding=float32", {"activation_encoding": "uint8", "sample_encoding": "float32"}),
+        ("activation_encoding=float32", {}),
+    ],
+)
+def test_an_execution_is_a_name_or_fields(text: str, fields: dict[str, str]) -> None:
+    execution = execution_of(argparse.Namespace(execution=text))
+    assert execution == Execution.model_validate(fields)
+    assert execution_of(argparse.Namespace(execution=execution_text(execution))) == execution
+
+
+@pytest.mark.parametrize(
+    ("before", "wrong"),
+    [("", "jald"), ("paper,", "encoding=uint8"), ("", "sample_encoding=int8"), ("", "sample_encoding=1"), ("", "")],
+)
+def test_what_is_no_execution_is_answered_with_what_there_is(
+    folder: Path, capsys: pytest.CaptureFixture[str], before: str, wrong: str
+) -> None:
+    assert main(["optimize", *inputs(folder), "--execution", before + wrong]) == 2
+    assert capsys.readouterr().err == (
+        f"hiertrain: error: --execution: {wrong!r}: must be paper, paper-float32, jalad, or fields with "
+        "commas between: sample_encoding=uint8|float32, activation_encoding=float32|uint8\n"
+    )
 
 
 def test_a_program_is_written_as_a_table_edited_and_predicted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
