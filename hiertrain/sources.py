@@ -2,7 +2,7 @@
 
 The rule: work depends on the modules that do it and on every module of the package that these import, directly or not,
 wherever in a file the import stands. Two things an import does not say: a module's full name in a string, by which
-testbeds name the worker that they start, and the name of a file beside the module, such as a template. What a room's
+testbeds name the worker that they start, and the name of a template or other data beside the module. What a room's
 ``__init__`` only hands on is followed to where it is from, so that a face of many names ties nobody to all of them.
 
 What counts of a module is its code: parsed, without docstrings, comments and layout. Of any other file every byte does.
@@ -100,22 +100,24 @@ def _used_by(code: Code, path: str, package: Path) -> Iterator[str]:
             yield file
     for text in code.strings:
         beside = str(Path(path).with_name(text)) if path else text
-        if file := _file_of(text, package) or (beside if (package / beside).is_file() else None):
+        is_data = not text.endswith(".py") and (package / beside).is_file()
+        if file := _file_of(text, package) or (beside if is_data else None):
             yield file
 
 
 def _file_of(module: str, package: Path) -> str | None:
     """Of a module or room of the package, by its full name; None for another module."""
     top, *parts = module.split(".")
-    if top != PACKAGE.name or not parts:
+    if top != PACKAGE.name:
         return None
     path = "/".join(parts)
-    return next((file for file in (f"{path}.py", f"{path}/__init__.py") if (package / file).is_file()), None)
+    files = (f"{path}.py", f"{path}/__init__.py") if parts else ("__init__.py",)
+    return next((file for file in files if (package / file).is_file()), None)
 
 
 def _origin(module: str, name: str, package: Path) -> str | None:
     """The file that ``from module import name`` is about: a room only hands on what its ``__init__`` imports itself."""
-    own = "__init__.py" if module == PACKAGE.name else _file_of(module, package)
+    own = _file_of(module, package)
     file = _file_of(f"{module}.{name}", package)
     if file is None and own and own.endswith("__init__.py"):
         handed_on = {taken: origin for origin, taken in read((package / own).read_bytes()).imports}

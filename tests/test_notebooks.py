@@ -20,6 +20,7 @@ from hiertrain.reproduction.parameters import prepare
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 PARAMETER_FILES = sorted((NOTEBOOKS / "parameters").glob("*.yml"))
 LONGEST_CELL = 15  # lines
+SHOWING = {"figures", "results"}  # rooms that every notebook imports from
 READERS = {"Path", "PurePath", "open", "read_csv", "read_json", "load", "loadtxt", "chdir"}  # take a path first
 
 
@@ -132,6 +133,14 @@ def has_no_relative_paths(notebook: NotebookNode) -> Iterator[str]:
                 yield f"relative path in {ast.unparse(node)!r}"
 
 
+def imports_from_few_rooms(notebook: NotebookNode) -> Iterator[str]:
+    nodes = [node for cell in code_cells(notebook) if (tree := syntax(cell)) for node in ast.walk(tree)]
+    modules = [node.module.split(".") for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    rooms = {parts[1] for parts in modules if parts[0] == "hiertrain" and len(parts) > 1} - SHOWING
+    if len(rooms) > 2:
+        yield f"imports from {', '.join(sorted(rooms))}; beside hiertrain itself and what shows results, two will do"
+
+
 def ends_with_record_and_assertion(notebook: NotebookNode) -> Iterator[str]:
     last = notebook.cells[-1]
     if last.cell_type != "code" or "save_record(" not in last.source or "assert " not in last.source:
@@ -146,6 +155,7 @@ RULES = [
     has_short_cells,
     is_plain_python,
     has_no_relative_paths,
+    imports_from_few_rooms,
     ends_with_record_and_assertion,
 ]
 
@@ -201,6 +211,11 @@ def test_the_small_notebook_keeps_all_rules():
         (has_no_relative_paths, 2, 'text = "../results/a.csv"'),
         (has_no_relative_paths, 2, 'open("a.csv")'),
         (has_no_relative_paths, 2, 'pd.read_csv("tables/a.csv")'),
+        (
+            imports_from_few_rooms,
+            2,
+            "\n".join(f"from hiertrain.{room} import x" for room in ("a", "b", "c.d", "figures")),
+        ),
         (ends_with_record_and_assertion, 3, 'save_record(run, "00", {}, {})'),
         (ends_with_record_and_assertion, 3, "assert run"),
     ],
