@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import hiertrain
 from hiertrain.paths import ROOT
 from hiertrain.planning.baselines import single_worker_plans
 from hiertrain.problem.network import Network
 from hiertrain.problem.problem import Problem
 from hiertrain.profiling.measure import measure_layers
 from hiertrain.reproduction.publish import filled, readme_tables
+from hiertrain.sources import reached
 from hiertrain.testbeds.host import Host
 from hiertrain.testbeds.local import ADDRESS, LOOPBACK
 from hiertrain.testbeds.session import Testbed
@@ -71,18 +73,6 @@ def imported(sources: Iterable[Path]) -> set[str]:
     return found - {"pydantic-core"}  # pydantic's own engine, in the version that pydantic pins
 
 
-def reached(*modules: str) -> set[Path]:
-    """The files of the package that these modules import, directly or not, themselves included."""
-    files = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PACKAGE}
-    found, left = set(), list(modules)
-    while left:
-        name = left.pop()
-        if name in files and files[name] not in found:
-            found.add(files[name])
-            left += imported_modules(files[name])
-    return found
-
-
 def installed_with(requirements: set[str]) -> set[str]:
     """These distributions and all that they need, as far as they are installed here."""
     found, left = set(), set(requirements)
@@ -105,7 +95,8 @@ def test_every_import_is_a_declared_dependency_and_every_dependency_is_used() ->
 
 
 def test_a_worker_s_machine_needs_no_extra() -> None:
-    assert imported(reached("hiertrain.worker", "hiertrain.torchrun_worker")) == CORE
+    files = reached("hiertrain.worker", "hiertrain.torchrun_worker")
+    assert imported(ROOT / "hiertrain" / file for file in files) == CORE
     assert not installed_with(CORE) & {"jupyterlab", "ortools", "seaborn", "papermill", "pandas", "matplotlib"}
 
 
@@ -203,10 +194,22 @@ def test_every_other_file_of_the_package_is_installed() -> None:
     assert PYPROJECT["tool"]["setuptools"]["package-data"] == others
 
 
-def test_the_readme_says_what_every_room_is_for() -> None:
-    rooms = {f"`hiertrain/{source.parent.name}/`" for source in (ROOT / "hiertrain").glob("*/__init__.py")}
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| (`hiertrain/\w+/`) \|", text, flags=re.MULTILINE)) == rooms
+def test_the_map_names_every_room_and_every_path_of_it_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:hiertrain|tests|notebooks|results)/[\w/.]*)`", text))
+    assert {f"hiertrain/{source.parent.name}/" for source in (ROOT / "hiertrain").glob("*/__init__.py")} <= paths
+    assert {f"hiertrain/{source.name}" for source in (ROOT / "hiertrain").glob("*.py")} - {
+        "hiertrain/paths.py"
+    } <= paths
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == hiertrain.__version__
+    doi = citation["preferred-citation"]["doi"]
+    assert f"doi {doi}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"## {hiertrain.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_hooks_run_the_checks_of_make_without_downloads():
