@@ -176,7 +176,7 @@ class _Equations:
     def __init__(self, problem: Problem) -> None:
         self.problem, self.layers, self.total = problem, problem.profile.chain.depth, problem.batch_size
         self.prefix = np.array(problem.profile.chain.parameter_prefix_bytes, dtype=float)
-        self.output = np.array([0.0, *(layer.output_bytes for layer in problem.profile.layers)])
+        self.output = np.array([0.0, *(layer.output_bytes for layer in problem.profile.layers[:-1]), 0.0])
         self.tables: dict[tuple[str, str], Seconds] = {}
 
     def compute(self, worker: str, step: str, after: Numbers, last: Numbers, samples: Numbers) -> Seconds:

@@ -48,7 +48,7 @@ def profiles(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 6) -> Profi
     layers = [
         Layer(
             name=f"layer{i}",
-            output_bytes=0 if i == depth else draw(sizes),
+            output_bytes=draw(sizes),  # of the last one, which is the loss, nothing is sent
             parameter_bytes=draw(sizes),
             activation_bytes=draw(sizes),
         )

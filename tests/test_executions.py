@@ -1,7 +1,7 @@
 """What holds for every execution: each combination of the options, so that a new one is tested as it is added.
 
-Exact where it loses nothing; what is executed is what is simulated; no bound is above a plan's time; the solver's
-model has the simulated time; and its optimum is that of every plan.
+Exact where it loses nothing; what is sent is what is simulated; no bound is above a plan's time; and the proven optimum
+is that of every plan. That the solver's model has the simulated time, plan by plan, is in ``planning/test_cpsat``.
 """
 
 from dataclasses import replace
@@ -35,7 +35,9 @@ from tests.strategies import EXECUTIONS, NAMES, plans, problems
 SHAPE, CLASSES, BATCH = (2, 4, 4), 3, 12
 SGD = OptimizerSettings(learning_rate=0.05, momentum=0.9)
 
-every = pytest.mark.parametrize("execution", EXECUTIONS, ids=lambda execution: "-".join(dict(execution).values()))
+every = pytest.mark.parametrize(
+    "execution", EXECUTIONS, ids=lambda execution: "-".join(map(str, dict(execution).values()))
+)
 few = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -1,6 +1,6 @@
 """The cost model over many plans of one tree at once, and lower bounds over ranges of plans.
 
-A *box* is a tree with the depth of each worker and a range of own samples for each. Every equation of ``closed_form``
+A *box* is a tree with the depth of each worker and a range of own samples for each. Every amount of the template
 rises with every number of samples, so the cost model at the least number of samples that each step can have within the
 box is a lower bound on all its plans; for a box of a single plan it is that plan's time. Times in seconds, sizes in
 bytes. Arrays have the shape (k, P), for the k workers of the tree in its order and P boxes, or (P,) for one worker.
@@ -104,7 +104,10 @@ def _least_samples(per_layer: list[int]) -> Integers:
 
 
 def _way(problem: Problem, source: str, target: str) -> _Way:
-    link = problem.network.link(source, target)
+    """The way between two workers. Nothing travels where there is no link: no plan that needs one is admitted."""
+    link = problem.network.find(source, target)
+    if link is None:
+        return _Way(0.0, 0.0, 0.0)
     return _Way(min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S), link.burst_bytes)
 
 
@@ -149,10 +152,11 @@ class Evaluator:
         queue = self.template.queued[number]
         credit = self.ways[number].burst_bytes > 0
         delays = [(number, True)]
-        delays += [(other, credit or not self.template.follows(number, other)) for other in reversed(queue)]
-        while not delays[-1][1]:
-            delays.pop()
-        return delays
+        waits = credit
+        for other in reversed(queue):  # who waits for one may, behind that, wait for all before it
+            waits = waits or not self.template.follows(number, other)
+            delays.append((other, waits))
+        return delays if waits else delays[:1]
 
     def bounds_s(self, boxes: Boxes) -> Floats:
         """A lower bound on the time of every plan of each box, that very time where the box is a single plan.

@@ -63,9 +63,11 @@ class IntegerCosts:
 def _lost(problem: Problem, tree: Tree) -> int:
     """Units that a path through the plan's events loses at most.
 
-    Less than one for each sample and layer, forward and backward, and for each sample and the credit of each message.
+    Less than one for each sample and the fixed cost of each layer, forward and backward; and of each message for each
+    sample, its fixed size, its latency and its credit. Where that is so much that sums would not fit 64 bits, units are
+    coarser than ``scale`` wants, and what the solver proves is a little further off.
     """
-    return 4 * problem.batch_size * (problem.profile.chain.depth + 2 * len(tree.workers))
+    return 4 * (problem.batch_size + 1) * (problem.profile.chain.depth + 2 * len(tree.workers))
 
 
 def scale(problem: Problem, tree: Tree) -> int:
@@ -129,7 +131,7 @@ def _sent(problem: Problem, message: Message, most_bytes: int, unit_s: float, li
     if link is not None:  # else nothing is sent
         latency_s, byte_s = min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S)
         burst_bytes = min(link.burst_bytes, float(most_bytes))
-    in_bytes = burst_bytes * byte_s / unit_s > largest
+    in_bytes = burst_bytes * byte_s / unit_s > largest and byte_s >= unit_s
     grain = int(_whole(np.array(byte_s), unit_s, limit + 1)) if in_bytes else 1
     # The credit is rounded up, so that the time is not.
     credit = math.ceil(burst_bytes if in_bytes else burst_bytes * byte_s / unit_s)

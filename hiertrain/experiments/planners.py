@@ -10,10 +10,10 @@ from itertools import permutations, product
 import numpy as np
 import pandas as pd
 
-from hiertrain.cost.bounds import Boxes, Integers
+from hiertrain.cost.bounds import Boxes, Evaluator, Integers
 from hiertrain.planning.lp_rounding import enumerate_and_round
 from hiertrain.planning.optimize import optimize
-from hiertrain.planning.trees import depth_grid, evaluator_of, sample_ranges, trees
+from hiertrain.planning.trees import depth_grid, sample_ranges, trees
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.problem import Problem
@@ -44,7 +44,7 @@ def try_every_plan(problem: Problem, shape: Shape) -> Tried:
         splits = _splits(*sample_ranges(problem, tree), problem.batch_size)
         samples = np.tile(splits, depths.shape[1])
         boxes = Boxes(np.repeat(depths, splits.shape[1], axis=1), samples, samples)
-        times_s.append(evaluator_of(problem, tree).bounds_s(boxes))
+        times_s.append(Evaluator(problem, tree).bounds_s(boxes))
     every = np.concatenate(times_s)
     return Tried(float(every.min(initial=np.inf)), len(every), time.monotonic() - started)
 

@@ -9,11 +9,10 @@ from itertools import combinations, pairwise, permutations
 
 import numpy as np
 
-from hiertrain.cost.bounds import Boxes, Floats
+from hiertrain.cost.bounds import Boxes, Evaluator, Floats
 from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.cost.integers import TIE
 from hiertrain.planning.heuristic import Candidate
-from hiertrain.planning.trees import evaluator_of
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
@@ -105,6 +104,6 @@ def _chain_plans(problem: Problem, order: tuple[str, ...]) -> list[Candidate]:
 
 def _bounds_s(problem: Problem, chain: list[Candidate]) -> Floats:
     """Each plan's time; (P,), for plans of one tree."""
-    evaluator = evaluator_of(problem, chain[0].tree)
+    evaluator = Evaluator(problem, chain[0].tree)
     samples = np.array([candidate.samples for candidate in chain]).T
     return evaluator.bounds_s(Boxes(np.array([candidate.depths for candidate in chain]).T, samples, samples))

@@ -81,7 +81,7 @@ def _new_variables(
             for name, children, row in zip(tree.workers, tree.children, depth, strict=True)
         ],
         merged=[
-            [pieces(f"the parent of {name}", i, ends) for i, ends in enumerate(bends[max(parent, 0)], 1)]
+            [pieces(f"the parent of {name}", i, ends) for i, ends in enumerate(bends[parent], 1)] if parent >= 0 else []
             for name, parent in zip(tree.workers, tree.parents, strict=True)
         ],
     )
@@ -256,12 +256,13 @@ class _Timing:
         else:
             first = self.ready[number] + self._at(message, sent.idle)
         found, sizes = [_Bound(first, absent)], [self._grains(number)]
+        waits = sent.credit > 0
         for earlier in reversed(self.template.queued[number]):
             sizes.append(self._grains(earlier))
-            if sent.credit or not self.template.follows(number, earlier):
-                found.append(
-                    _Bound(self.ready[earlier] + self._at(message, sent.latency) + self._late(sent, *sizes), absent)
-                )
+            waits = waits or not self.template.follows(number, earlier)
+            if waits:
+                late = self._at(message, sent.latency) + self._late(sent, *sizes)
+                found.append(_Bound(self.ready[earlier] + late, absent))
         return found
 
     def _late(self, sent: Sent, *grains: Expression) -> Expression:

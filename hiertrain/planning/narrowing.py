@@ -10,7 +10,7 @@ import numpy as np
 from hiertrain.cost.bounds import Boxes, Evaluator, Floats, any_plan_bound_s
 from hiertrain.cost.integers import TIE
 from hiertrain.planning.heuristic import Candidate, good_plan
-from hiertrain.planning.trees import depth_grid, evaluator_of, least_depth, sample_ranges
+from hiertrain.planning.trees import depth_grid, least_depth, sample_ranges
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
@@ -56,7 +56,7 @@ class Searched:
 
     def find(self, problem: Problem) -> None:
         """Keep the heuristic's plan."""
-        found = good_plan(evaluator_of(problem, self.tree))
+        found = good_plan(Evaluator(problem, self.tree))
         if found is not None:
             self.record(problem, found)
 
@@ -74,7 +74,7 @@ class Searched:
 
     def narrow(self, problem: Problem, limit_s: float) -> None:
         """Halve the boxes several times, and drop those whose bound is above the limit."""
-        evaluator = evaluator_of(problem, self.tree)
+        evaluator = Evaluator(problem, self.tree)
         if not _can_narrow(evaluator):
             return
         if self.boxes is None:
@@ -112,7 +112,7 @@ def _halves(boxes: Boxes, batch_size: int) -> Boxes:
 
 def bounded(problem: Problem, tree: Tree) -> Searched:
     """A tree with a bound on its plans; infinite where none of them keeps all constraints."""
-    evaluator = evaluator_of(problem, tree)
+    evaluator = Evaluator(problem, tree)
     if _can_narrow(evaluator):
         return Searched(tree, float(evaluator.bounds_s(_all_boxes(evaluator)).min()))
     return Searched(tree, any_plan_bound_s(problem))

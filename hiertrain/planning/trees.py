@@ -2,13 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
-from hiertrain.cost.bounds import Boxes, Evaluator, Integers
-from hiertrain.problem.network import Link, Network
+from hiertrain.cost.bounds import Boxes, Integers
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
 from hiertrain.problem.tree import Tree
@@ -119,23 +117,6 @@ def sample_ranges(problem: Problem, tree: Tree) -> tuple[Integers, Integers]:
 def _gets_samples(problem: Problem, name: str) -> bool:
     """Whether the data holder may and can send raw samples to another worker."""
     return not problem.samples_stay and problem.network.find(problem.data_holder, name) is not None
-
-
-def evaluator_of(problem: Problem, tree: Tree) -> Evaluator:
-    """The evaluator, also where the data holder has no link to a worker of the tree.
-
-    It asks for those links, though nothing travels on them: such a worker has no own samples.
-    """
-    holder, network = problem.data_holder, problem.network
-    others = [name for name in tree.workers if name != holder and network.find(holder, name) is None]
-    if not others:
-        return Evaluator(problem, tree)
-    pairs = [pair for name in others for pair in ((holder, name), (name, holder))]
-    unused = [Link(source=source, target=target, bandwidth_mbps=1, latency_ms=0) for source, target in pairs]
-    linked = Network(links=(*network.links, *unused), through=network.through)
-    evaluator = Evaluator(replace(problem, network=linked), tree)
-    evaluator.problem = problem
-    return evaluator
 
 
 def least_depth(problem: Problem) -> int:

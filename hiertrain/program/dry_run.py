@@ -6,12 +6,12 @@ tensors by the same rules without checking them again, and its transport would e
 passes trains exactly as one process does, but for what the model and lossy encodings change.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hiertrain.problem.chain import Chain
 from hiertrain.program.actions import Action, Op, Program, Role, Rows, joined, rows_shown
-from hiertrain.program.passes import ACTIVATIONS, SAMPLES, Encoding
+from hiertrain.program.passes import ENCODINGS
 from hiertrain.program.simulator import check_messages
 from hiertrain.values import InputError, shown
 
@@ -93,31 +93,20 @@ def _fault_of_rows(action: Action, program: Program, chain: Chain) -> str | None
 def _fault_of_size(action: Action, chain: Chain) -> str | None:
     if action.role is None:
         return f"size_bytes {action.size_bytes}; only messages have one" if action.size_bytes else None
-    number_bytes, encodings = _encodings(action.role)
-    encoding = next((encoding for encoding in encodings if encoding.codec == action.encoding), None)
+    number_bytes, known = ENCODINGS[action.role]
+    encoding = next((encoding for encoding in known.values() if encoding.codec == action.encoding), None)
     if encoding is None:
-        known = ", ".join(encoding.codec for encoding in encodings)
-        return f"encoding {action.encoding!r}; of {action.role} must be one of {known}"
+        codecs = ", ".join(encoding.codec for encoding in known.values())
+        return f"encoding {action.encoding!r}; of {action.role} must be one of {codecs}"
     if action.role in PARAMETERS:
-        plain = chain.parameter_prefix_bytes[action.last]
+        plain, times = chain.parameter_prefix_bytes[action.last], 1
     else:
-        each = chain.output_bytes(action.last) if action.last else chain.sample_bytes
-        plain = each * action.samples
-    size = plain * encoding.number_bytes // number_bytes + encoding.message_bytes * (plain > 0)
+        plain, times = chain.output_bytes(action.last) if action.last else chain.sample_bytes, action.samples
+    size = encoding.encoded(plain, number_bytes) * times
+    size += encoding.message_bytes * (size > 0)
     if action.size_bytes != size:
         return f"size_bytes {action.size_bytes}; {size} are what {encoding.codec} takes for these layers and rows"
     return None
-
-
-def _encodings(role: Role) -> tuple[int, Collection[Encoding]]:
-    """Bytes of a number in the chain's sizes, and the encodings that a role may have."""
-    match role:
-        case Role.SAMPLES:
-            return 1, SAMPLES.values()
-        case Role.ACTIVATIONS | Role.ACTIVATION_GRADIENTS:
-            return 4, ACTIVATIONS.values()
-        case _:
-            return 4, (ACTIVATIONS["float32"],)
 
 
 def _miscounted(reached: Iterable[Rows], batch_size: int) -> str | None:

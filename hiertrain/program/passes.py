@@ -23,21 +23,34 @@ class Encoding:
     message_bytes: int = 0  # where there are any numbers
     loss: str | None = None  # what makes it lose something; None: it does not
 
+    def encoded(self, plain_bytes: int, number_bytes: int) -> int:
+        """Bytes of numbers that have ``number_bytes`` each by themselves; what a message has besides is not counted."""
+        return plain_bytes * self.number_bytes // number_bytes
+
 
 SAMPLES = {"uint8": Encoding("uint8", 1), "float32": Encoding("float32", 4)}
 # 8 bits per number between the least and the greatest of a message, which stand before them as float32.
 ACTIVATIONS = {"float32": Encoding("float32", 4), "uint8": Encoding("scaled-uint8", 1, 8, "8-bit activations")}
+PARAMETERS = {"float32": Encoding("float32", 4)}
+# What each role may travel as, and the bytes of a number in the sizes of a chain.
+ENCODINGS = {
+    Role.SAMPLES: (1, SAMPLES),
+    Role.ACTIVATIONS: (4, ACTIVATIONS),
+    Role.ACTIVATION_GRADIENTS: (4, ACTIVATIONS),
+    Role.GRADIENTS: (4, PARAMETERS),
+    Role.WEIGHTS: (4, PARAMETERS),
+}
 
 
 def encode_samples(template: Template, execution: Execution) -> Template:
     """Raw samples in another encoding than uint8."""
-    return _encoded(template, (Role.SAMPLES,), 1, SAMPLES[execution.sample_encoding])
+    return _encoded(template, (Role.SAMPLES,), SAMPLES[execution.sample_encoding])
 
 
 def encode_activations(template: Template, execution: Execution) -> Template:
     """Activations and their gradients in another encoding than float32."""
     roles = Role.ACTIVATIONS, Role.ACTIVATION_GRADIENTS
-    return _encoded(template, roles, 4, ACTIVATIONS[execution.activation_encoding])
+    return _encoded(template, roles, ACTIVATIONS[execution.activation_encoding])
 
 
 PASSES: tuple[Callable[[Template, Execution], Template], ...] = (encode_samples, encode_activations)
@@ -51,16 +64,18 @@ def template_of(tree: Tree, chain: Chain, data_holder: str, execution: Execution
     return template
 
 
-def _encoded(template: Template, roles: Collection[Role], plain_bytes: int, encoding: Encoding) -> Template:
-    """Messages of these roles, whose numbers have ``plain_bytes`` each so far, in another encoding."""
+def _encoded(template: Template, roles: Collection[Role], encoding: Encoding) -> Template:
+    """Messages of these roles in another encoding than their plain one."""
 
     @cache
-    def sized(size: Size) -> Size:
-        each = tuple(own * encoding.number_bytes // plain_bytes for own in size.each)
-        return Size(tuple(encoding.message_bytes * (own > 0) for own in each), each)
+    def sized(size: Size, number_bytes: int) -> Size:
+        each = tuple(encoding.encoded(own, number_bytes) for own in size.each)
+        fixed = tuple(encoding.encoded(own, number_bytes) for own in size.fixed)
+        besides = (encoding.message_bytes * (a > 0 or b > 0) for a, b in zip(fixed, each, strict=True))
+        return Size(tuple(own + more for own, more in zip(fixed, besides, strict=True)), each)
 
     tasks = tuple(
-        replace(task, size=sized(task.size), encoding=encoding.codec)
+        replace(task, size=sized(task.size, ENCODINGS[task.role][0]), encoding=encoding.codec)
         if isinstance(task, Message) and task.role in roles
         else task
         for task in template.tasks
@@ -73,11 +88,8 @@ def lossy_layers(program: Program, chain: Chain) -> tuple[str, ...]:
 
     What ``Chain.inexact_layers`` cannot know: they make training differ from single-machine SGD.
     """
-    causes = {encoding.codec: encoding.loss for encoding in ACTIVATIONS.values()}
-    sent = {
-        (action.last, causes.get(action.encoding or ""))
-        for own in program.actions.values()
-        for action in own
-        if action.role == Role.ACTIVATIONS
-    }
-    return tuple(f"{chain.layers[depth - 1].name}: {cause}" for depth, cause in sorted(sent) if cause)
+    causes = {encoding.codec: encoding.loss for _, known in ENCODINGS.values() for encoding in known.values()}
+    actions = (action for own in program.actions.values() for action in own)
+    lossy = {(action.last, cause) for action in actions if (cause := causes.get(action.encoding or ""))}
+    names = "samples", *(layer.name for layer in chain.layers)
+    return tuple(f"{names[depth]}: {cause}" for depth, cause in sorted(lossy))

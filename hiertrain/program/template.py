@@ -2,9 +2,9 @@
 
 The tasks of a tree are its workers' passes over their layers, the messages between workers and the update. Each has a
 *lane*, on which tasks are served in the order of the template: a worker's processor, or one direction of a link.
-What is open is each worker's depth and its own samples; every amount is linear in them. The compiler puts a plan's
-numbers in, the bounds a range of numbers, and the solver's model variables. Options of the execution are passes over
-the template: none of its readers knows them. ``paper_template`` is the paper's execution (hierarchical training stage):
+What is open is each worker's depth and its own samples; amounts are sums over layers and over samples. The compiler
+puts a plan's numbers in, the bounds a range of numbers, and the solver's model variables. Options of the execution are
+passes over the template: none of its readers knows them. ``paper_template`` is the paper's execution (hierarchical training stage):
 input, forward, backward, gradients up the tree, update at the root, weights down the tree.
 """
 
@@ -71,7 +71,7 @@ class Message:
     size: Size
     encoding: str
     after: tuple[After, ...]
-    deepest: int  # boundary at which there is such a message; beyond it nobody waits
+    deepest: int  # boundary at which there is such a message; beyond it nobody waits, and its size is 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,19 @@ class Template:
     tree: Tree
     depth: int  # N
     tasks: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        """What its readers rely on, whatever a pass of an option makes of it."""
+        children, subtrees = self.tree.children_of, self.tree.subtrees
+        below = {name: {self.tree.workers[at] for at in subtrees[own]} for own, name in enumerate(self.tree.workers)}
+        for number, task in enumerate(self.tasks):
+            assert all(after.task < number for after in task.after), f"{task} waits for what stands after it"
+            if isinstance(task, Pass):
+                assert all(after.at in (task.start, *children[task.worker]) for after in task.after), task
+            elif isinstance(task, Message):
+                whole = {task.origins[0]} if task.boundary is None else below[task.boundary]
+                assert set(task.origins) == whole, task
+                assert not any(task.size.each[task.deepest + 1 :] + task.size.fixed[task.deepest + 1 :]), task
 
     @cached_property
     def queued(self) -> tuple[tuple[int, ...], ...]:
@@ -122,7 +135,9 @@ class Template:
                 seen.add(number)
                 task = self.tasks[number]
                 # Who waits for a message that may not be there may not wait at all.
-                if not isinstance(task, Message) or task.deepest == self.depth or task.boundary == message.boundary:
+                if not isinstance(task, Message) or task.deepest == self.depth:
+                    open_.append(number)
+                elif task.boundary == message.boundary and task.deepest >= message.deepest:
                     open_.append(number)
         return False
 
@@ -132,7 +147,7 @@ def paper_template(tree: Tree, chain: Chain, data_holder: str) -> Template:
     tasks: list[Task] = []
     none = (0,) * (chain.depth + 1)
     raw = Size(none, (chain.sample_bytes, *none[1:]))
-    outputs = Size(none, (0, *(layer.output_bytes for layer in chain.layers)))
+    outputs = Size(none, (0, *(layer.output_bytes for layer in chain.layers[:-1]), 0))  # the loss sends nothing
     parameters = Size(chain.parameter_prefix_bytes, none)
 
     def add(task: Task) -> int:
@@ -141,7 +156,7 @@ def paper_template(tree: Tree, chain: Chain, data_holder: str) -> Template:
 
     def at_cut(role: Role, source: str, target: str, child: str, size: Size, *after: After) -> int:
         # Who computes the loss sends no activations.
-        deepest = chain.depth if size is parameters else chain.depth - 1
+        deepest = chain.depth - 1 if role in (Role.ACTIVATIONS, Role.ACTIVATION_GRADIENTS) else chain.depth
         return add(Message(role, source, target, child, below[child], size, "float32", after, deepest))
 
     workers, children = tree.workers, tree.children_of

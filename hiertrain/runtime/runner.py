@@ -151,9 +151,13 @@ class Runner:
         """The part of a flat tensor that belongs to layers 1..last of ``action``."""
         return flat[: self._model.chain.parameter_prefix_bytes[action.last] // flat.element_size()]
 
+    def _in_place(self, action: Action) -> bool:
+        """Whether what is received is the weights themselves, bit by bit."""
+        return action.role == Role.WEIGHTS and action.encoding == "float32" and self._device == CPU
+
     def _buffer(self, action: Action) -> Tensor:
         """What an action receives into, of exactly the message's size: Gloo does not check it."""
-        if action.role == Role.WEIGHTS and self._device == CPU:
+        if self._in_place(action):
             # In place: whoever sends them has this worker's gradients already.
             return self._prefix(self._weights, action).view(torch.uint8)
         return torch.empty(action.size_bytes, dtype=torch.uint8)
@@ -187,7 +191,7 @@ class Runner:
                     else:
                         parameter.grad.add_(gradient)
             case Role.WEIGHTS:
-                if self._device != CPU:
+                if not self._in_place(action):
                     self._prefix(self._weights, action).copy_(received)
 
     def _send(self, state: _State, action: Action) -> Departure:
