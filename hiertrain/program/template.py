@@ -4,8 +4,8 @@ The tasks of a tree are its workers' passes over their layers, the messages betw
 *lane*, on which tasks are served in the order of the template: a worker's processor, or one direction of a link.
 What is open is each worker's depth and its own samples; amounts are sums over layers and over samples. The compiler
 puts a plan's numbers in, the bounds a range of numbers, and the solver's model variables. Options of the execution are
-passes over the template: none of its readers knows them. ``paper_template`` is the paper's execution (hierarchical training stage):
-input, forward, backward, gradients up the tree, update at the root, weights down the tree.
+passes over the template: none of its readers knows them. ``paper_template`` is the paper's execution (hierarchical
+training stage): input, forward, backward, gradients up the tree, update at the root, weights down the tree.
 """
 
 from dataclasses import dataclass
