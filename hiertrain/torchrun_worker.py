@@ -22,6 +22,7 @@ from hiertrain.control import memory
 from hiertrain.control.answers import Answer, Beat, ClockReading, Iteration, Report, Snapshot, in_one_line
 from hiertrain.control.jobs import TrainJob
 from hiertrain.control.torchrun import Jobs
+from hiertrain.program.dry_run import dry_run
 from hiertrain.results import alarms
 from hiertrain.runtime.heartbeat import Pulse
 from hiertrain.runtime.train_job import train
@@ -178,6 +179,7 @@ def _own_job(path: Path) -> tuple[str, TrainJob, Jobs]:
     known = [known for _, known in socket.if_nameindex()]
     if interface not in known:
         raise InputError(f"environment: GLOO_SOCKET_IFNAME {shown(interface)}: must be one of {', '.join(known)}")
+    dry_run(jobs.program, build_model(**dict(jobs.training.model)).chain)  # anybody may have edited the file
     name = list(jobs.workers)[rank]
     return name, jobs.job(name, os.environ["MASTER_ADDR"], port), jobs
 

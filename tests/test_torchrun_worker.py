@@ -1,6 +1,7 @@
 """Workers that people start by hand, with torchrun on each machine: here some on this one, and no testbed."""
 
 import io
+import json
 import os
 import platform
 import re
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
@@ -305,6 +307,37 @@ def test_a_start_that_does_not_fit_is_refused_in_one_line(
         monkeypatch.setenv(variable, value)
     assert train_by_hand(folder / "jobs.json", folder) == 2
     assert re.fullmatch(f"hiertrain: error: .*{message}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda jobs: jobs["program"]["actions"]["edge"].pop(-1),
+            "edge, after its last action: |leaves messages unread: |deadlocks: ",
+        ),
+        (lambda jobs: jobs["program"]["actions"]["edge"][0].update(size_bytes=1), "size_bytes 1; "),
+        (lambda jobs: jobs["program"].update(batch_size=64), "batch_size 64: must be the training's, 12"),
+        (lambda jobs: jobs["program"].update(data_holder="mars"), "data holder 'mars'"),
+    ],
+    ids=["an action less", "another size", "another mini-batch", "an unknown data holder"],
+)
+def test_an_edited_program_is_judged_before_the_workers_meet(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    edit: Callable[[dict], object],
+    message: str,
+) -> None:
+    assert write_jobs(folder, "star") == 0
+    capsys.readouterr()
+    jobs = json.loads((folder / "jobs.json").read_text())
+    edit(jobs)
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    for variable, value in (ENVIRONMENT | {"WORLD_SIZE": "3", "GLOO_SOCKET_IFNAME": LOOPBACK}).items():
+        monkeypatch.setenv(variable, value)
+    assert train_by_hand(folder / "jobs.json", folder) == 2
+    assert re.fullmatch(f"hiertrain: error: .*({message}).*\n", capsys.readouterr().err)
 
 
 def test_jobs_refuses_what_cannot_be_done_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,11 @@ class Jobs(Value):
             raise ValueError(
                 f"workers {', '.join(self.workers)}: must be {', '.join(self.program.actions)}, as in the program"
             )
+        if self.program.batch_size != self.training.batch_size:
+            raise ValueError(
+                f"the program's batch_size {self.program.batch_size}: must be the training's, "
+                f"{self.training.batch_size}"
+            )
         return self
 
     def job(self, name: str, store_address: str, store_port: int) -> TrainJob:

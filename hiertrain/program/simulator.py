@@ -5,7 +5,7 @@ the only place that knows time: one queue for each worker, and one for each dire
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
@@ -15,6 +15,8 @@ from hiertrain.program.actions import Action, Op, Program, Role, rows_shown
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.timeline import Span, Timeline
 from hiertrain.values import InputError
+
+NAMED = 4  # things in the line of an error
 
 
 def receipts(program: Program) -> dict[tuple[str, int], tuple[str, int]]:
@@ -129,11 +131,17 @@ def _replay(
         if position[worker] < len(actions)
     ]
     if stuck:
-        raise InputError(f"program: deadlocks: {'; '.join(stuck)}; each must be sent before its receiver can go on")
+        raise InputError(f"program: deadlocks: {_some(stuck)}; each must be sent before its receiver can go on")
     unread = [f"{key[0]}, action {place + 1} ({sent})" for key, sends in in_flight.items() for _, place, sent in sends]
     if unread:
-        raise InputError(f"program: leaves messages unread: {'; '.join(unread)}; each must have a receive")
+        raise InputError(f"program: leaves messages unread: {_some(unread)}; each must have a receive")
     return Timeline(tuple(spans))
+
+
+def _some(items: Sequence[str]) -> str:
+    """The first of them, and how many others there are."""
+    more = f"; and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return "; ".join(items[:NAMED]) + more
 
 
 def _difference(sent: Action, received: Action) -> str:

@@ -135,9 +135,10 @@ class Template:
                 seen.add(number)
                 task = self.tasks[number]
                 # Who waits for a message that may not be there may not wait at all.
-                if not isinstance(task, Message) or task.deepest == self.depth:
-                    open_.append(number)
-                elif task.boundary == message.boundary and task.deepest >= message.deepest:
+                there = True
+                if isinstance(task, Message) and task.deepest < self.depth:
+                    there = task.boundary == message.boundary and task.deepest >= message.deepest
+                if there:
                     open_.append(number)
         return False
 
