@@ -128,8 +128,7 @@ def test_workers_under_torchrun_equal_single_process_sgd(folder: Path, capsys: p
     assert np.abs(difference).max() < 1e-6  # rounding; see test_training
     done = {name: report.iterations for name, report in reports.items()}
     clocks = {name: report.clock for name, report in reports.items()}
-    plan = files.load(Plan, folder / "pair.json")
-    run = TrainingRun(plan, jobs.program, done, clocks, {3: pack_weights(model)})
+    run = TrainingRun(jobs.program, done, clocks, {3: pack_weights(model)})
     assert run.losses == pytest.approx(reference.losses, abs=1e-6)
     assert {span.worker for span in run.timeline(2).spans} == set(names)
 

@@ -111,7 +111,8 @@ def _add_executing(command: AddCommand) -> None:
         "train",
         commands.run_train,
         "train by a plan on the workers of a testbed, and compare with one process",
-        "Stage 3. Whatever of profile, network and plan is not given is measured or optimized first.",
+        "Stage 3. Whatever of profile, network and plan is not given is measured or optimized first. A program is "
+        "executed as it is.",
     )
     _add_training(sub)
     _add_testbed(sub)
@@ -264,4 +265,6 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def _add_given(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", type=Path, help="profile.json; measured when not given")
     parser.add_argument("--network", type=Path, help="network.json; measured when not given")
-    parser.add_argument("--plan", type=Path, help="plan.json or solution.json; optimized when not given")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--plan", type=Path, help="plan.json or solution.json; optimized when not given")
+    given.add_argument("--program", type=Path, help=PROGRAM)

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 from hiertrain import files
 from hiertrain.cli.options import (
     BATCH_SIZE,
+    asked_for,
     batch_size,
     check_search,
     check_time_limit,
     constraints,
     execution_of,
-    given_plan,
     load_plan,
     load_program,
     machine_of,
     search_problem,
     training_of,
 )
-from hiertrain.cli.summary import Times, link_line, plan_lines, times_line, verdict
+from hiertrain.cli.summary import link_line, plan_lines, times_line, verdict
 from hiertrain.control.memory import KEPT
 from hiertrain.control.torchrun import Jobs
 from hiertrain.paths import RESULTS
-from hiertrain.planning.baselines import single_worker_plan, single_worker_plans
+from hiertrain.planning.baselines import single_worker_plan
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
@@ -37,32 +37,28 @@ from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.problem.solution import Solution
+from hiertrain.program.actions import Program
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.dry_run import dry_run
 from hiertrain.program.passes import lossy_layers
 from hiertrain.program.simulator import iteration_s, simulate
 from hiertrain.program.table import to_csv
-from hiertrain.results.alarms import crowding, misfits, of_run, show, spreads
+from hiertrain.results.alarms import Alarm, crowding, misfits, of_run, show, spreads
 from hiertrain.testbeds import find_testbed, open_testbed
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, WorkerSettings, kind_of_times
 from hiertrain.values import InputError
 from hiertrain.workload.spec import ModelSettings, Training
 
 if TYPE_CHECKING:
-    from hiertrain.testbeds.session import Testbed
+    from hiertrain.experiments.comparison import Comparison
     from hiertrain.training.run import TrainingRun
     from hiertrain.workload.datasets import Dataset
-
-ALONE_S = 2.0  # for about so long every worker that could be the best one trains alone
-ALONE_AT_MOST = 2.0  # times the predicted time of the best one alone; slower workers need not be tried
-# Mini-batches whose losses are compared with those of one process, before training amplifies rounding.
-COMPARED = 10
 
 
 def run_profile(options: argparse.Namespace) -> None:
     """Stage 1a: measure every layer on every worker; write profile.json."""
     from hiertrain.profiling.measure import measure_layers
-    from hiertrain.workload.architectures import build_model
+    from hiertrain.workload.architectures import chain_of
     from hiertrain.workload.datasets import load_dataset
 
     settings = find_testbed(options.testbed)
@@ -71,7 +67,7 @@ def run_profile(options: argparse.Namespace) -> None:
     if options.dataset:
         dataset = load_dataset(options.dataset, options.data)
         model = ModelSettings(name=options.model, sample_shape=dataset.sample_shape, classes=dataset.classes)
-    depth = build_model(**dict(model)).chain.depth  # a model that cannot be had is found out before any process starts
+    depth = chain_of(model).depth  # a model that cannot be had is found out before any process starts
     files.check_output(options.output)
     with open_testbed(settings) as testbed:
         kind = kind_of_times(settings)
@@ -155,69 +151,114 @@ def run_program(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    """Stage 3: train by a plan, and on one process for comparison; write a record."""
+    """Stage 3: train by a plan or a program, and on one process for comparison; write a record."""
+    from hiertrain.experiments.comparison import train_and_compare
     from hiertrain.profiling.measure import measure_layers, measure_links
     from hiertrain.results.records import recorded, save_record
-    from hiertrain.training.train import check_profile, check_training, train
-    from hiertrain.workload.architectures import build_model
     from hiertrain.workload.datasets import load_dataset
 
     # All that is given is checked before anything is measured.
-    settings = find_testbed(options.testbed)
-    plan, execution = given_plan(options, settings.data_holder)
+    settings, execution = find_testbed(options.testbed), execution_of(options)
+    asked = asked_for(options, settings.data_holder)
     check_search(options, settings.workers)
     dataset = load_dataset(options.dataset, options.data)
-    training = training_of(options, dataset, batch_size(options, plan))
-    chain = build_model(**dict(training.model)).chain
-    profile = files.load(Profile, options.profile) if options.profile else None
-    network = files.load(Network, options.network) if options.network else None
-    if profile:
-        check_profile(profile, chain, settings)
-    if plan:
-        check_training(plan, training, chain, settings)
+    training = training_of(options, dataset, batch_size(options, asked))
+    profile, network = _given_measurements(options, training, settings)
+    _check(asked, training, settings, execution)
 
     output = _folder_of_run(options)
     run_name, root = output.name, output.parent
-    parameters = {
+    parameters: dict[str, Any] = {
         "training": training.model_dump(exclude={"data_folder"}),
         "testbed": settings,
-        "execution": execution,
+        **({} if options.program else {"execution": execution}),  # a program's own messages say it
         **_note_on_channels(training),
     }
     with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)
-        problem = search_problem(options, profile, network, settings.data_holder, execution, plan)
+        problem = search_problem(options, profile, network, settings.data_holder, execution, asked)
         proven = False
-        if plan is None:
+        if asked is None:
             solution = _search(options, problem)
-            _print_solution(solution, chain)
-            plan, proven = solution.plan, solution.status == "optimal" and not constraints(options)
-        foreseen = [*crowding(settings, plan.participants), *misfits(profile, [plan]), *spreads(network)]
+            _print_solution(solution, profile.chain)
+            asked, proven = solution.plan, solution.status == "optimal" and not constraints(options)
+        foreseen = _foreseen(problem, asked, settings)
         show(foreseen)
-        run = train(testbed, problem, plan, training)
-        alone = _train_alone(testbed, problem, plan, training)
-    kind = kind_of_times(settings)
-    times = Times(iteration_s(problem, plan), statistics.median(run.steady_s))
-    print(times_line(kind, times, run.steady_s))
-    results = {
+        found = train_and_compare(testbed, problem, asked, training)
+    kind, run = kind_of_times(settings), found.run
+    print(times_line(kind, found.times, run.steady_s))
+    results: dict[str, Any] = {
         "kind": kind,
-        "predicted_iteration_s": times.predicted_s,
-        "alone": {name: worker._asdict() for name, worker in alone.items()},
+        "predicted_iteration_s": found.times.predicted_s,
+        "alone": {name: worker._asdict() for name, worker in found.alone.items()},
         **_results(run, training, dataset, output),
     }
     if not options.no_reference:
-        results |= _results_of_one_process(training, dataset, run)
-    inexact_layers = chain.inexact_layers + lossy_layers(run.program, chain)
-    if inexact_layers:
-        print(f"not exact by nature, because of {'; '.join(inexact_layers)}")
-    parameters |= {"plan": plan, "network": network, "inexact_layers": inexact_layers}
-    same_s = _earlier_s(root, plan, settings, execution, training) if training.iterations > 1 else []
-    seen = of_run(run.late_share, {"the plan": times, **alone}, [*same_s, times.observed_s])
+        results |= _results_of_one_process(run, training, dataset)
+    parameters |= {"network": network, **_what_ran(asked, run, training)}
+    seen = _seen(root, found, parameters)
     show(seen)
     results["alarms"] = foreseen + seen
     print(f"record: {save_record(run_name, 'train', parameters, results, root)}")
-    print(verdict(plan, kind, times, alone, results["accuracy"], results.get("single_process_accuracy"), proven))
+    single = results.get("single_process_accuracy")
+    print(verdict(run.program.computing, kind, found.times, found.alone, results["accuracy"], single, proven))
+
+
+def _given_measurements(
+    options: argparse.Namespace, training: Training, settings: AnySettings
+) -> tuple[Profile | None, Network | None]:
+    """The profile and the network that were given. Raises InputError unless they are of what is trained."""
+    from hiertrain.training.train import check_profile
+    from hiertrain.workload.architectures import chain_of
+
+    chain = chain_of(training.model)  # also where no profile is given: a model that cannot be had is found out now
+    profile = files.load(Profile, options.profile) if options.profile else None
+    if profile:
+        check_profile(profile, chain, settings)
+    return profile, files.load(Network, options.network) if options.network else None
+
+
+def _check(asked: Plan | Program | None, training: Training, settings: AnySettings, execution: Execution) -> None:
+    """Raise InputError unless what is asked for can be trained."""
+    from hiertrain.training.train import check_training
+
+    if asked:
+        check_training(asked, training, settings, execution)
+
+
+def _foreseen(problem: Problem, asked: Plan | Program, settings: AnySettings) -> list[Alarm]:
+    """What may make the run differ from its prediction. How well the profile fits is known for plans."""
+    if isinstance(asked, Program):
+        return [*crowding(settings, tuple(asked.actions)), *spreads(problem.network)]
+    return [*crowding(settings, asked.participants), *misfits(problem.profile, [asked]), *spreads(problem.network)]
+
+
+def _what_ran(asked: Plan | Program, run: "TrainingRun", training: Training) -> dict[str, object]:
+    """What a record keeps of how it was trained, with what makes it inexact, which is printed."""
+    from hiertrain.workload.architectures import chain_of
+
+    chain = chain_of(training.model)
+    inexact_layers = chain.inexact_layers + lossy_layers(run.program, chain)
+    if inexact_layers:
+        print(f"not exact by nature, because of {'; '.join(inexact_layers)}")
+    plan = {} if isinstance(asked, Program) else {"plan": asked}
+    return {**plan, "program": run.program, "inexact_layers": inexact_layers}
+
+
+def _seen(root: Path, found: "Comparison", parameters: dict[str, Any]) -> list[Alarm]:
+    """What made the run differ from its prediction, or from earlier runs by the same plan or program."""
+    from hiertrain.results.records import same_runs
+
+    what = "plan" if "plan" in parameters else "program"
+    same = {name: parameters[name] for name in (what, "testbed", "execution") if name in parameters}
+    same["training"] = {"model": parameters["training"]["model"]}
+    times_s = [one["iteration_s"][1:] for one in same_runs("train", same, root)]
+    same_s = [statistics.median(steady_s) for steady_s in times_s if steady_s]
+    if found.run.iterations == 1:  # which warms up
+        same_s = []
+    times = {f"the {what}": found.times, **found.alone}
+    return of_run(found.run.late_share, times, [*same_s, found.times.observed_s])
 
 
 def _folder_of_run(options: argparse.Namespace) -> Path:
@@ -246,66 +287,27 @@ def _note_on_channels(training: Training) -> dict[str, int]:
     return {"channel_repeats": repeats}
 
 
-def _earlier_s(root: Path, plan: Plan, settings: AnySettings, execution: Execution, training: Training) -> list[float]:
-    """The median times per iteration of other runs there, of the same model by the same plan on the same testbed."""
-    from hiertrain.results.records import same_runs
-
-    same = {"plan": plan, "testbed": settings, "execution": execution, "training": {"model": training.model}}
-    times_s = [one["iteration_s"][1:] for one in same_runs("train", same, root)]
-    return [statistics.median(steady_s) for steady_s in times_s if steady_s]
-
-
 def _results(run: "TrainingRun", training: Training, dataset: "Dataset", folder: Path) -> dict[str, Any]:
     """Save the trained model, print what came of it, and return what a record keeps of it."""
-    from hiertrain.training.evaluation import accuracy, trained_model
+    from hiertrain.experiments.comparison import learnt_by
     from hiertrain.workload.modelfiles import WEIGHTS, save_model
 
-    model = trained_model(training, run.snapshots[training.iterations], dataset)
-    path, share = save_model(model, training, folder / WEIGHTS), accuracy(model, dataset)
-    print(f"test accuracy, trained on {', '.join(filter(run.plan.active, run.plan.workers))}: {share:.4f}")
+    learnt = learnt_by(run, training, dataset)
+    path = save_model(learnt.model, training, folder / WEIGHTS)
+    print(f"test accuracy, trained on {', '.join(run.program.computing)}: {learnt.accuracy:.4f}")
     print(f"model: {path}")
     timeline = run.timeline(training.iterations - 1)
-    return {"late_share": run.late_share, "last_timeline": timeline, **run.summary(), "accuracy": share}
+    return {"late_share": run.late_share, "last_timeline": timeline, **run.summary(), "accuracy": learnt.accuracy}
 
 
-def _results_of_one_process(training: Training, dataset: "Dataset", run: "TrainingRun") -> dict[str, float]:
+def _results_of_one_process(run: "TrainingRun", training: Training, dataset: "Dataset") -> dict[str, float]:
     """Train in one process, print what came of it, and return what a record keeps of it."""
-    from hiertrain.training.evaluation import accuracy, trained_model
-    from hiertrain.training.single_process import train_on_one_process
+    from hiertrain.experiments.comparison import COMPARED, against_one_process
 
-    reference = train_on_one_process(training, dataset)
-    single = trained_model(training, reference.snapshots[training.iterations], dataset)
-    results = {
-        "single_process_accuracy": accuracy(single, dataset),
-        "largest_loss_difference": max(
-            abs(a - b) for a, b in zip(run.losses[:COMPARED], reference.losses[:COMPARED], strict=True)
-        ),
-    }
-    print(f"test accuracy, trained in one process: {results['single_process_accuracy']:.4f}")
-    difference = results["largest_loss_difference"]
+    share, difference = against_one_process(run, training, dataset)
+    print(f"test accuracy, trained in one process: {share:.4f}")
     print(f"losses of the first {COMPARED} mini-batches differ by at most {difference:.1e}; later, rounding grows")
-    return results
-
-
-def _train_alone(testbed: "Testbed", problem: Problem, plan: Plan, training: Training) -> dict[str, Times]:
-    """Times of single workers that do everything: of the one predicted to be the best, and near ones.
-
-    None are tried where the plan itself is one worker's, or has no time to compare.
-    """
-    from hiertrain.training.train import iterations_within, train
-
-    if sum(map(plan.active, plan.workers)) == 1 or training.iterations == 1:  # the first one warms up
-        return {}
-    plans = single_worker_plans(problem)
-    predicted_s = {name: iteration_s(problem, alone) for name, alone in plans.items()}
-    times = {}
-    for name, alone in plans.items():
-        if predicted_s[name] <= ALONE_AT_MOST * min(predicted_s.values()):
-            iterations = iterations_within(ALONE_S, predicted_s[name], least=3)
-            short = training.model_copy(update={"iterations": iterations, "snapshot_every": iterations})
-            run = train(testbed, problem, alone, short)
-            times[name] = Times(predicted_s[name], statistics.median(run.steady_s))
-    return times
+    return {"single_process_accuracy": share, "largest_loss_difference": difference}
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -331,7 +333,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 def run_jobs(options: argparse.Namespace) -> None:
     """Write jobs.json, by which every worker can be started by hand, and print how."""
     from hiertrain.training.train import check_profile, check_training
-    from hiertrain.workload.architectures import build_model
+    from hiertrain.workload.architectures import chain_of
     from hiertrain.workload.datasets import load_dataset
 
     files.check_output(options.output)
@@ -340,13 +342,11 @@ def run_jobs(options: argparse.Namespace) -> None:
     plan = load_plan(options.plan, execution)
     problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
     training = training_of(options, load_dataset(options.dataset, options.data), plan.batch_size)
-    chain = build_model(**dict(training.model)).chain
+    chain = chain_of(training.model)
     machines = {name: machine_of(profile, name) for name in plan.participants}
     unpaced = LocalSettings(data_holder=plan.data_holder, workers=dict.fromkeys(profile.workers, WorkerSettings()))
     check_profile(profile, chain, unpaced)
-    check_training(plan, training, chain, unpaced)
-    program = compile_plan(plan, chain, execution)
-    dry_run(program, chain)
+    program = check_training(plan, training, unpaced, execution)
     predicted_s = iteration_s(problem, plan)
     content = {"training": training, "program": program, "workers": machines}
     content |= {"tag": secrets.token_hex(8), "predicted_s": predicted_s}

@@ -79,26 +79,28 @@ def execution_text(execution: Execution) -> str:
     return named or ",".join(f"{name}={json.dumps(value).strip(chr(34))}" for name, value in changed.items())
 
 
-def given_plan(options: argparse.Namespace, data_holder: str) -> tuple[Plan | None, Execution]:
-    """The plan of ``--plan``, if any, and the execution. Raises InputError where options need it or are useless."""
-    execution = execution_of(options)
-    if options.plan is None:
-        return None, execution
+def asked_for(options: argparse.Namespace, data_holder: str) -> Plan | Program | None:
+    """What ``--plan`` or ``--program`` gives, if any. Raises InputError where other options have no effect then."""
+    path = options.plan or options.program
+    if path is None:
+        return None
     if useless := constraints(options):
-        raise InputError(f"{useless[0]}: has no effect with --plan, which is not searched for")
-    plan = load_plan(options.plan, execution)
-    if plan.data_holder != data_holder:
-        raise InputError(f"{options.plan}: data holder {plan.data_holder!r}; the testbed's is {data_holder!r}")
-    return plan, execution
+        given = "--plan" if options.plan else "--program"
+        raise InputError(f"{useless[0]}: has no effect with {given}, which is not searched for")
+    asked = load_plan(options.plan, execution_of(options)) if options.plan else load_program(options)
+    if asked.data_holder != data_holder:
+        raise InputError(f"{path}: data holder {asked.data_holder!r}; the testbed's is {data_holder!r}")
+    return asked
 
 
-def batch_size(options: argparse.Namespace, plan: Plan | None) -> int:
-    """The plan's, or that of the options. Raises InputError where they are two."""
-    if plan is None:
+def batch_size(options: argparse.Namespace, asked: Plan | Program | None) -> int:
+    """That of what is asked for, or of the options. Raises InputError where they are two."""
+    if asked is None:
         return BATCH_SIZE if options.batch_size is None else options.batch_size
-    if options.batch_size not in (None, plan.batch_size):
-        raise InputError(f"--batch-size {options.batch_size}: the plan's is {plan.batch_size}")
-    return plan.batch_size
+    if options.batch_size not in (None, asked.batch_size):
+        what = "plan" if isinstance(asked, Plan) else "program"
+        raise InputError(f"--batch-size {options.batch_size}: the {what}'s is {asked.batch_size}")
+    return asked.batch_size
 
 
 def constraints(options: argparse.Namespace) -> list[str]:
@@ -152,13 +154,13 @@ def search_problem(
     network: Network,
     data_holder: str,
     execution: Execution,
-    plan: Plan | None = None,
+    asked: Plan | Program | None = None,
 ) -> Problem:
-    """The problem under the constraints of the command line; that of ``plan`` where one is given."""
+    """The problem under the constraints of the command line; that of a plan or a program where one is given."""
     return Problem(
         profile,
         network,
-        batch_size(options, plan),
+        batch_size(options, asked),
         data_holder,
         execution,
         excluded=frozenset(options.exclude),

@@ -1,13 +1,14 @@
 """Links, plans and runs as lines of the command line. Pure; times in seconds, accuracies as fractions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.network import Link
 from hiertrain.problem.plan import Plan
+from hiertrain.training.run import Times
 
 
 def plan_lines(plan: Plan, chain: Chain) -> list[str]:
@@ -33,13 +34,6 @@ def link_line(link: Link) -> str:
     return f"{line}   spread {rate_mbps:8.2f} Mbit/s {latency_ms:6.2f} ms"
 
 
-class Times(NamedTuple):
-    """Seconds per iteration of one plan."""
-
-    predicted_s: float
-    observed_s: float  # measured or emulated; the median
-
-
 def times_line(kind: Literal["measured", "emulated"], times: Times, iteration_s: Sequence[float]) -> str:
     """A run's time per iteration, with the quartiles over its iterations, and what was predicted."""
     low_s, high_s = np.quantile(iteration_s, [0.25, 0.75])
@@ -50,7 +44,7 @@ def times_line(kind: Literal["measured", "emulated"], times: Times, iteration_s:
 
 
 def verdict(
-    plan: Plan,
+    computing: Sequence[str],
     kind: Literal["measured", "emulated"],
     times: Times,
     alone: Mapping[str, Times],
@@ -58,16 +52,15 @@ def verdict(
     single_accuracy: float | None,
     proven: bool,
 ) -> str:
-    """What the plan was worth, in one line.
+    """What it was worth that these workers computed, in one line.
 
-    ``alone``: of single workers that do everything, in the same session; none where the plan is one worker's, none may,
+    ``alone``: of single workers that do everything, in the same session; none where one worker computed, none may,
     or nothing was timed. ``proven``: no plan of these workers is faster.
     ``single_accuracy``: after the same training in one process; None where there was none.
     """
     learnt = f"accuracy {accuracy:.1%}"
     if single_accuracy is not None:
         learnt += f" against {single_accuracy:.1%} in one process"
-    computing = [name for name in plan.workers if plan.active(name)]
     if len(computing) == 1:
         worth = "is best here, to divide the work would gain nothing" if proven else "trains alone"
         return f"verdict: one machine, {computing[0]}, {worth}; {learnt}"

@@ -98,7 +98,7 @@ def compare_plans(
             update = {"iterations": iterations, "snapshot_every": iterations}
             runs[name] = train(testbed, problem, plans[name], training.model_copy(update=update))
     kind, best = kind_of_times(testbed.settings), runs["optimum"]
-    same_s = [float(np.median(run.steady_s)) for run in runs.values() if run.plan == best.plan]
+    same_s = [float(np.median(run.steady_s)) for run in runs.values() if run.program == best.program]
     spans = [
         timeline_table(predicted["optimum"], "predicted"),
         timeline_table(best.timeline(best.typical), kind),
@@ -111,7 +111,7 @@ def compare_plans(
         "timeline": pd.concat(spans),
         "alarms": [
             *spreads(network),
-            *misfits(profile, [run.plan for run in runs.values()]),
+            *misfits(profile, [plans[name] for name in runs]),
             *repetitions({"optimum": same_s}),
         ],
         "too_slow": {name: predicted[name].makespan_s for name in plans if name not in runs},

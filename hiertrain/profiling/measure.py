@@ -17,7 +17,7 @@ from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.testbeds.session import OnEvent, Testbed
 from hiertrain.testbeds.settings import AnySettings
 from hiertrain.values import RunError
-from hiertrain.workload.architectures import build_model
+from hiertrain.workload.architectures import chain_of
 from hiertrain.workload.spec import ModelSettings
 
 
@@ -37,7 +37,7 @@ def measure_layers(
     is measured while the others idle, once for all that compute with the same part of the same machine. Raises
     WorkerError, InputError.
     """
-    chain = build_model(**dict(model)).chain
+    chain = chain_of(model)
     workers: dict[str, WorkerProfile] = {}
     bases: dict[Hashable, WorkerProfile] = {}
     for name in testbed.workers:

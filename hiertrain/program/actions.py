@@ -87,6 +87,11 @@ class Program(Value):
     data_holder: Name
     actions: dict[Name, tuple[Action, ...]] = Field(max_length=MOST_WORKERS)
 
+    @property
+    def computing(self) -> tuple[str, ...]:
+        """The workers that compute layers, not only send samples."""
+        return tuple(name for name, own in self.actions.items() if any(action.op == Op.FORWARD for action in own))
+
     def part(self, worker: str) -> WorkerProgram:
         """What ``worker`` is sent."""
         return WorkerProgram(batch_size=self.batch_size, data_holder=self.data_holder, actions=self.actions[worker])

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from hiertrain.control.jobs import Rival, RivalJob
 from hiertrain.problem.chain import Chain
+from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.program.actions import Program
 from hiertrain.testbeds.session import Testbed
 from hiertrain.training.run import TrainingRun
 from hiertrain.training.train import check_training, watch
 from hiertrain.values import InputError
-from hiertrain.workload.architectures import build_model
+from hiertrain.workload.architectures import chain_of
 from hiertrain.workload.spec import Training
 
 RIVAL_TIMEOUT_S = 60.0  # for one message: a rival's iteration has no predicted time
@@ -23,8 +24,8 @@ def train_as_rival(testbed: Testbed, plan: Plan, training: Training, rival: Riva
     Raises InputError when the plan is none that the rival could follow, or the testbed emulates, and WorkerError when
     a worker fails.
     """
-    chain = build_model(**dict(training.model)).chain
-    check_training(plan, training, chain, testbed.settings)
+    chain = chain_of(training.model)
+    check_training(plan, training, testbed.settings, Execution.paper())
     members = sorted(plan.participants, key=lambda name: (plan.workers[name].depth, name == plan.root))
     _check_rival(testbed, plan, members, chain, rival)
     group = testbed.group(members, timeout_s=RIVAL_TIMEOUT_S)
@@ -38,9 +39,7 @@ def train_as_rival(testbed: Testbed, plan: Plan, training: Training, rival: Riva
         )
         for name in members
     }
-    return watch(
-        testbed, jobs, plan, Program(batch_size=plan.batch_size, data_holder=plan.data_holder, actions={}), training
-    )
+    return watch(testbed, jobs, Program(batch_size=plan.batch_size, data_holder=plan.data_holder, actions={}), training)
 
 
 def _check_rival(testbed: Testbed, plan: Plan, members: Sequence[str], chain: Chain, rival: Rival) -> None:

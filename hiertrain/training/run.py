@@ -10,11 +10,11 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from hiertrain.control.answers import ClockReading, Iteration
-from hiertrain.problem.plan import Plan
 from hiertrain.program.actions import Program
 from hiertrain.program.simulator import receipts
 from hiertrain.program.timeline import Span, Timeline
@@ -22,6 +22,13 @@ from hiertrain.values import InputError
 
 AWAITED_S = 2e-4  # a receive that takes so long had to wait: otherwise the message was there
 MOST_SPANS = 1000  # iterations of which a run keeps the spans
+
+
+class Times(NamedTuple):
+    """Seconds per iteration of one plan or program."""
+
+    predicted_s: float
+    observed_s: float  # measured or emulated; the median
 
 
 class Snapshots(Mapping[int, bytes]):
@@ -84,7 +91,6 @@ class TrainingRun:
     that before the first and after the last iteration, and clocks drift evenly in between.
     """
 
-    plan: Plan
     program: Program
     done: Mapping[str, Sequence[Iteration]]
     clocks: Mapping[str, Sequence[ClockReading]]
@@ -165,7 +171,7 @@ class TrainingRun:
     def summary(self) -> dict[str, object]:
         """What a record keeps of the run."""
         return {
-            "plan": self.plan,
+            "program": self.program,
             "iterations": self.iterations,
             "iteration_s": self.iteration_s,
             "losses": self.losses,

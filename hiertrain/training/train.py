@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from hiertrain.control.answers import Beat, ClockReading, Iteration, Progress, Snapshot
 from hiertrain.control.jobs import RivalJob, TrainJob
 from hiertrain.problem.chain import Chain
-from hiertrain.problem.plan import Plan, check_plan
+from hiertrain.problem.execution import Execution
+from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile, WorkerProfile
 from hiertrain.program.actions import Program
@@ -22,7 +23,7 @@ from hiertrain.testbeds.session import Testbed, WorkerError
 from hiertrain.testbeds.settings import AnySettings
 from hiertrain.training.run import Snapshots, TrainingRun, keep_iteration
 from hiertrain.values import InputError
-from hiertrain.workload.architectures import build_model
+from hiertrain.workload.architectures import chain_of
 from hiertrain.workload.spec import Training
 
 MOST_TIMED = 30  # iterations of one plan, after one that warms up
@@ -37,24 +38,21 @@ def iterations_within(work_s: float, predicted_s: float, least: int = 1) -> int:
     return 1 + max(wanted, least)
 
 
-def train(testbed: Testbed, problem: Problem, plan: Plan, training: Training) -> TrainingRun:
-    """Stage 3: train by ``plan`` on the testbed's workers.
+def train(testbed: Testbed, problem: Problem, asked: Plan | Program, training: Training) -> TrainingRun:
+    """Stage 3: train by a plan, or by a program as it is, on the testbed's workers.
 
-    The program is dry-run before anything starts. Raises InputError when plan, problem and training do not fit, and
-    WorkerError when a worker fails.
+    The program is dry-run before anything starts. Raises InputError when what is asked, problem and training do not
+    fit, and WorkerError when a worker fails.
     """
-    chain = build_model(**dict(training.model)).chain
+    chain = chain_of(training.model)
     check_profile(problem.profile, chain, testbed.settings)
-    check_training(plan, training, chain, testbed.settings)
-    program = compile_plan(plan, chain, problem.execution)
-    dry_run(program, chain)
-    return watch(testbed, train_jobs(testbed, problem, program, training), plan, program, training)
+    program = check_training(asked, training, testbed.settings, problem.execution)
+    return watch(testbed, train_jobs(testbed, problem, program, training), program, training)
 
 
 def watch(
     testbed: Testbed,
     jobs: Mapping[str, TrainJob] | Mapping[str, RivalJob],
-    plan: Plan,
     program: Program,
     training: Training,
 ) -> TrainingRun:
@@ -75,7 +73,7 @@ def watch(
                 bar.refresh()
 
     def so_far() -> TrainingRun:
-        return TrainingRun(plan, program, done, clocks, snapshots)
+        return TrainingRun(program, done, clocks, snapshots)
 
     with tqdm(desc=f"training {training.model.name}", total=training.iterations, unit="iteration", leave=False) as bar:
         try:
@@ -109,14 +107,21 @@ def _pace(profile: Profile, worker: str) -> WorkerProfile:
     return profile.worker(worker).model_copy(update={"measurement": None})
 
 
-def check_training(plan: Plan, training: Training, chain: Chain, settings: AnySettings) -> None:
-    """Raise InputError unless the plan fits what is trained, and the testbed that it is trained on."""
-    if plan.batch_size != training.batch_size:
-        raise InputError(f"plan has the batch size {plan.batch_size}, the training {training.batch_size}")
-    for name in plan.workers:
+def check_training(asked: Plan | Program, training: Training, settings: AnySettings, execution: Execution) -> Program:
+    """The program by which a plan is executed, or the given one, dry-run.
+
+    Raises InputError unless it fits what is trained, and the testbed that it is trained on.
+    """
+    what, names = ("plan", asked.workers) if isinstance(asked, Plan) else ("program", asked.actions)
+    if asked.batch_size != training.batch_size:
+        raise InputError(f"{what} has the batch size {asked.batch_size}, the training {training.batch_size}")
+    for name in names:
         if name not in settings.workers:
-            raise InputError(f"plan has the worker {name!r}; the testbed has {', '.join(settings.workers)}")
-    check_plan(plan, chain)
+            raise InputError(f"{what} has the worker {name!r}; the testbed has {', '.join(settings.workers)}")
+    chain = chain_of(training.model)
+    program = compile_plan(asked, chain, execution) if isinstance(asked, Plan) else asked
+    dry_run(program, chain)
+    return program
 
 
 def check_profile(profile: Profile, chain: Chain, settings: AnySettings) -> None:

@@ -4,13 +4,16 @@ import difflib
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 
 import torch
 from torch import nn
 
+from hiertrain.problem.chain import Chain
 from hiertrain.values import InputError
 from hiertrain.workload.chain_model import ChainModel, check_sizes, cut_chain, refused_by_name
+from hiertrain.workload.spec import ModelSettings
 
 
 def model_names() -> tuple[str, ...]:
@@ -52,6 +55,17 @@ def build_model(
         module = OWN_MODELS[name](shape[0], classes) if own else _torchvision_model(name, classes, options)
     with refused_by_name(name):
         return cut_chain(module, name, shape, classes, channel_repeats(name, shape))
+
+
+def chain_of(model: ModelSettings) -> Chain:
+    """The chain of a model, traced once per process for the same settings. Raises InputError like ``build_model``."""
+    return _chain_of(model.model_dump_json())
+
+
+@cache
+def _chain_of(settings: str) -> Chain:
+    # The chain alone is kept: it is frozen, while a model would be shared by all who train it.
+    return build_model(**dict(ModelSettings.model_validate_json(settings))).chain
 
 
 def channel_repeats(name: str, sample_shape: tuple[int, ...]) -> int:

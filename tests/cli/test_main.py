@@ -24,7 +24,9 @@ from hiertrain.problem.solution import Solution
 from hiertrain.results.alarms import loaded
 from hiertrain.results.records import load_record
 from hiertrain.values import InputError
+from hiertrain.workload.architectures import build_model
 from tests.conftest import OpenLocal
+from tests.training.test_training import PLANS, instant_problem
 
 # Parameters of a notebook that are its own on purpose: 08 needs data that are harder to learn than digits.
 OTHERS = {("08", "dataset"), ("08", "iterations")}
@@ -387,6 +389,8 @@ def test_train_refuses_what_cannot_be_trained_before_any_work(
         (["--output", "/tmp/my run"], "run name 'my run'"),
         (["--plan", str(folder / "plan.json"), "--root", "edge"], "--root: has no effect with --plan"),
         (["--plan", str(folder / "plan.json"), "--batch-size", "7"], "--batch-size 7: the plan's is"),
+        (["--program", str(folder / "plan.json")], "plan.json: this is a plan; a program is needed"),
+        (["--program", str(folder / "network.csv")], "network.csv: No such file"),
         (["--output", str(RESULTS / "reference")], "results/reference: is committed; choose another folder"),
         (["--plan", str(folder / "plan.json")], "the root 'edge' has depth 3"),
         (["--testbed", "/nowhere.yml"], "/nowhere.yml: No such file"),
@@ -423,7 +427,7 @@ def test_all_three_stages_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
 ) -> None:
     monkeypatch.setattr("hiertrain.cli.commands.open_testbed", open_local)
-    monkeypatch.setattr("hiertrain.cli.commands.ALONE_S", 0.1)
+    monkeypatch.setattr("hiertrain.experiments.comparison.ALONE_S", 0.1)
     monkeypatch.setattr("hiertrain.results.alarms.LATE", 0.0)  # always too late
     monkeypatch.setattr("hiertrain.results.alarms.RATE_SPREAD", 0.0)
     testbed = tmp_path / "testbed.yml"
@@ -474,6 +478,39 @@ def test_all_three_stages_from_the_command_line(
     difference = record.results["largest_loss_difference"]
     assert isinstance(difference, float)
     assert 1e-5 < difference < 0.1
+
+
+def test_a_table_trains_like_the_plan_that_it_was_compiled_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, open_local: OpenLocal
+) -> None:
+    monkeypatch.setattr("hiertrain.cli.commands.open_testbed", open_local)
+    monkeypatch.setattr("hiertrain.experiments.comparison.ALONE_S", 0.1)
+    problem = instant_problem(build_model("lenet5", (1, 32, 32)).chain, 12, Execution.paper())
+    paths = {
+        name: tmp_path / name for name in ("profile.json", "network.json", "plan.json", "testbed.yml", "table.csv")
+    }
+    for name, value in (("profile", problem.profile), ("network", problem.network), ("plan", PLANS["star"])):
+        files.save(value, paths[f"{name}.json"])
+    paths["testbed.yml"].write_text("kind: local\ndata_holder: device\nworkers: {device: {}, edge: {}, cloud: {}}\n")
+    profile = ["--profile", str(paths["profile.json"])]
+    given = {"plan": ["--plan", str(paths["plan.json"])], "program": ["--program", str(paths["table.csv"])]}
+    jalad = ["--execution", "jalad"]
+    assert main(["program", *profile, *given["plan"], *jalad, "--output", str(paths["table.csv"])]) == 0
+    train = ["train", *profile, "--network", str(paths["network.json"]), "--testbed", str(paths["testbed.yml"])]
+    records = {}
+    for name, options in (("plan", jalad), ("program", ["--no-reference"])):
+        run = ["--iterations", "5", "--output", str(tmp_path / name)]
+        assert main([*train, *given[name], *options, *run]) == 0
+        printed = capsys.readouterr().out
+        assert "test accuracy, trained on device, edge, cloud" in printed
+        assert "not exact by nature, because of pool1: 8-bit activations" in printed
+        assert "verdict: 3 workers are" in printed
+        records[name] = load_record(name, "train", tmp_path)
+    assert records["program"].results["losses"] == records["plan"].results["losses"]
+    assert records["program"].parameters["program"] == records["plan"].parameters["program"]
+    assert "plan" not in records["program"].parameters
+    assert main([*train, *given["program"], *jalad]) == 2
+    assert "--execution jalad: has no effect with --program" in capsys.readouterr().err
 
 
 def test_a_computed_value_beyond_its_bounds_is_one_line(

@@ -2,11 +2,12 @@
 
 import pytest
 
-from hiertrain.cli.summary import Times, link_line, plan_lines, times_line, verdict
+from hiertrain.cli.summary import link_line, plan_lines, times_line, verdict
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.network import Link, LinkMeasurement
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.profile import Profile
+from hiertrain.training.run import Times
 from tests.cli.test_main import PROFILE
 
 CHAIN: Chain = Profile.model_validate(PROFILE).chain  # conv1, fc1, loss
@@ -49,7 +50,7 @@ def test_a_plan_names_its_layers() -> None:
     ],
 )
 def test_the_verdict_compares_with_the_best_single_machine_that_was_seen(alone: dict[str, Times], line: str) -> None:
-    assert verdict(THREE, "emulated", Times(0.1, 0.1), alone, 0.9583, 0.9561, proven=True) == (
+    assert verdict(tuple(THREE.workers), "emulated", Times(0.1, 0.1), alone, 0.9583, 0.9561, proven=True) == (
         f"verdict: 3 workers are {line}; accuracy 95.8% against 95.6% in one process"
     )
 
@@ -59,13 +60,13 @@ def test_the_verdict_compares_with_the_best_single_machine_that_was_seen(alone: 
     [(True, "is best here, to divide the work would gain nothing"), (False, "trains alone")],
 )
 def test_the_verdict_on_a_plan_of_one_worker_claims_no_more_than_is_proven(proven: bool, worth: str) -> None:
-    assert verdict(ONE, "measured", Times(0.1, 0.1), {}, 0.5, None, proven) == (
+    assert verdict(("edge",), "measured", Times(0.1, 0.1), {}, 0.5, None, proven) == (
         f"verdict: one machine, edge, {worth}; accuracy 50.0%"
     )
 
 
 def test_the_verdict_where_there_is_no_single_machine_to_compare_with() -> None:
-    assert verdict(THREE, "emulated", Times(0.1, 0.1), {}, 0.5, None, proven=True) == (
+    assert verdict(tuple(THREE.workers), "emulated", Times(0.1, 0.1), {}, 0.5, None, proven=True) == (
         "verdict: 3 workers, and no single machine's time to compare with; accuracy 50.0%"
     )
 

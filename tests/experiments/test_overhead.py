@@ -71,12 +71,9 @@ def test_the_plain_loop_is_run_as_users_do_too(testbed: Testbed) -> None:
 
 
 def test_what_is_between_iterations_counts() -> None:
-    (race, *_) = lenet_races(12, (3, 6))
     ends_s = np.cumsum([10.0, 5.0, 1.0, 2.0, 6.0])
     done = [Iteration(loss=0, started_s=end - 0.5, ended_s=end, spans=(), late_s=0) for end in ends_s]
-    run = TrainingRun(
-        race.plan, Program(batch_size=12, data_holder="device", actions={}), {"device": done}, {"device": []}, {}
-    )
+    run = TrainingRun(Program(batch_size=12, data_holder="device", actions={}), {"device": done}, {"device": []}, {})
     assert list(between_ends_ms(run, 2)) == pytest.approx([1000, 2000, 6000])
 
 

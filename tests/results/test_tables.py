@@ -36,7 +36,7 @@ def run_as_predicted() -> TrainingRun:
             done.setdefault(name, []).append(
                 Iteration(loss=1, started_s=start_s, ended_s=start_s + PREDICTED.makespan_s, spans=times_s, late_s=0)
             )
-    return TrainingRun(PLAN, PROGRAM, done, dict.fromkeys(done, ()), {})
+    return TrainingRun(PROGRAM, done, dict.fromkeys(done, ()), {})
 
 
 RUN = {"a plan": run_as_predicted()}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -32,9 +33,9 @@ from hiertrain.training.evaluation import accuracy, trained_model
 from hiertrain.training.run import Snapshots, TrainingRun, keep_iteration
 from hiertrain.training.settings import training_settings
 from hiertrain.training.single_process import train_on_one_process
-from hiertrain.training.train import train
+from hiertrain.training.train import check_training, train
 from hiertrain.values import InputError, RunError
-from hiertrain.workload.architectures import build_model
+from hiertrain.workload.architectures import build_model, chain_of
 from hiertrain.workload.chain_model import ChainModel, summed_loss
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.optimizers import build_optimizer
@@ -231,12 +232,49 @@ def test_a_worker_whose_layers_have_no_parameters(testbed: Testbed, monkeypatch:
     dataset = load_dataset("synthetic")
     training = training_settings(ModelSettings(name="googlenet", options=options), dataset, 8, iterations=2)
     model = build_model(**dict(training.model))
-    monkeypatch.setattr("hiertrain.training.train.build_model", lambda **_: model)  # which takes seconds
+    monkeypatch.setattr("hiertrain.training.train.chain_of", lambda _: model.chain)  # which takes seconds
     chain = model.chain
     assert not chain.parameter_prefix_bytes[1]
     plan = tree(8, device=("edge", 1, 8), edge=(None, chain.depth, 0))
     run = train(testbed, instant_problem(chain, 8, Execution.paper()), plan, training)
     assert run.losses == pytest.approx(train_on_one_process(training, dataset).losses, rel=1e-4)
+
+
+def test_a_model_is_traced_once_by_whoever_asks_for_trainings(pair: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+
+    def build(name: str, **settings: Any) -> ChainModel:
+        traced.append(name)
+        return build_model(name, **settings)
+
+    monkeypatch.setattr("hiertrain.workload.architectures.build_model", build)
+    model = LENET.model_copy(update={"seed": 2**20})  # of which no other test has the chain
+    training = training_settings(model, load_dataset("synthetic"), 12, iterations=1)
+    problem = instant_problem(chain_of(training.model), 12, Execution.paper())
+    program = check_training(TWO, training, pair.settings, problem.execution)
+    assert train(pair, problem, TWO, training).losses == train(pair, problem, program, training).losses
+    assert traced == ["lenet5"]
+
+
+def test_a_program_that_would_not_train_is_refused_before_any_work(pair: Testbed) -> None:
+    training = training_settings(LENET, load_dataset("synthetic"), 12, iterations=1)
+    problem = instant_problem(chain_of(training.model), 12, Execution.paper())
+    program = check_training(TWO, training, pair.settings, problem.execution)
+    own = program.actions["device"]
+    wrong = own[0].model_copy(update={"size_bytes": own[0].size_bytes + 1})
+    for actions, message in (
+        ({"device": own[1:]}, r"program: deadlocks: .*edge waits at action 1 \(receive samples"),
+        (
+            {"device": (wrong, *own[1:])},
+            r"program: device, action 1 \(.*\): size_bytes 24577; 24576 are what uint8 takes",
+        ),
+        ({"phone": own}, "program has the worker 'phone'; the testbed has device, edge"),
+    ):
+        changed = program.model_copy(update={"actions": {**program.actions, **actions}})
+        with pytest.raises(InputError, match=message):
+            train(pair, problem, changed, training)
+    with pytest.raises(InputError, match="program has the batch size 12, the training 8"):
+        train(pair, problem, program, training.model_copy(update={"batch_size": 8}))
 
 
 def test_whatever_a_layer_raises_is_told_with_its_place(pair: Testbed) -> None:
@@ -255,7 +293,7 @@ def test_batch_norm_is_exact_only_where_one_worker_sees_the_whole_mini_batch(
     dataset = load_dataset("synthetic")
     training = training_settings(ModelSettings(name="resnet18"), dataset, 32, iterations=1)
     model = build_model(**dict(training.model))
-    monkeypatch.setattr("hiertrain.training.train.build_model", lambda **_: model)  # which takes seconds
+    monkeypatch.setattr("hiertrain.training.train.chain_of", lambda _: model.chain)  # which takes seconds
     depth = model.chain.depth
     assert not model.chain.exact
     assert all("BatchNorm2d" in layer for layer in model.chain.inexact_layers)
@@ -451,7 +489,7 @@ def test_a_long_run_keeps_the_spans_of_a_bounded_number_of_iterations(monkeypatc
             kept = [iteration for iteration in own if iteration.spans]
             assert len(kept) <= 8 + 1
             assert kept[-1] == own[-1]
-    run = TrainingRun(TWO, program, done, dict.fromkeys(done, ()), {})
+    run = TrainingRun(program, done, dict.fromkeys(done, ()), {})
     assert run.with_spans == (0, 16, 32, 48, 64, 80, 96, 99)  # spread evenly, and the last
     assert run.losses == tuple(2.0 * number for number in range(1, 101))
     assert len(run.iteration_s) == 100
