@@ -29,7 +29,7 @@ from hiertrain.runtime.train_job import train
 from hiertrain.training.evaluation import accuracy, estimate_statistics
 from hiertrain.training.run import keep_iteration, steady
 from hiertrain.values import MOST_WORKERS, InputError, shown
-from hiertrain.workload.architectures import build_model
+from hiertrain.workload.architectures import build_model, chain_of
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.modelfiles import WEIGHTS, save_model
 from hiertrain.workload.weights import unpack_weights
@@ -179,7 +179,7 @@ def _own_job(path: Path) -> tuple[str, TrainJob, Jobs]:
     known = [known for _, known in socket.if_nameindex()]
     if interface not in known:
         raise InputError(f"environment: GLOO_SOCKET_IFNAME {shown(interface)}: must be one of {', '.join(known)}")
-    dry_run(jobs.program, build_model(**dict(jobs.training.model)).chain)  # anybody may have edited the file
+    dry_run(jobs.program, chain_of(jobs.training.model))  # anybody may have edited the file
     name = list(jobs.workers)[rank]
     return name, jobs.job(name, os.environ["MASTER_ADDR"], port), jobs
 

@@ -148,6 +148,9 @@ def load_program(options: argparse.Namespace) -> Program:
         raise InputError(f"{one_line(str(options.program))}: {error}") from None
 
 
+MOST_COPIES = OptimizerSettings(name="adam")  # the optimizer that needs the most memory
+
+
 def search_problem(
     options: argparse.Namespace,
     profile: Profile,
@@ -155,8 +158,12 @@ def search_problem(
     data_holder: str,
     execution: Execution,
     asked: Plan | Program | None = None,
+    optimizer: OptimizerSettings = MOST_COPIES,
 ) -> Problem:
-    """The problem under the constraints of the command line; that of a plan or a program where one is given."""
+    """The problem under the constraints of the command line; that of a plan or a program where one is given.
+
+    ``optimizer``: whose memory the root needs; without one that keeps the most.
+    """
     return Problem(
         profile,
         network,
@@ -167,6 +174,7 @@ def search_problem(
         root=options.root,
         samples_stay=options.samples_stay,
         memory_limit_bytes=dict(memory_limit(text) for text in options.memory_limit),
+        optimizer_copies=optimizer.copies,
     )
 
 
