@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from hiertrain.cost import closed_form
 from hiertrain.experiments.grid import Case, Setting
 from hiertrain.experiments.speedups import describe, speedup_table
 from hiertrain.paths import RESULTS
+from hiertrain.program.simulator import iteration_s
 from hiertrain.results.records import run_folder
 from hiertrain.results.tables import load_table
 from hiertrain.values import InputError
@@ -72,7 +72,7 @@ def adaptation_table(cases: Sequence[Case], middle: Sequence[Setting], policy: s
     rows = []
     for case in cases:
         best = case.policies[policy]
-        kept_s = closed_form.iteration_s(best.problem, kept[case.setting.model])
+        kept_s = iteration_s(best.problem, kept[case.setting.model])
         kept_percent = 100 * (kept_s / best.predicted_s - 1)
         rows.append({**dict(case.setting), "plan": describe(best.plan), "kept_percent": kept_percent})
     return pd.DataFrame(rows)

@@ -13,7 +13,7 @@ import pandas as pd
 from hiertrain.cost.bounds import Boxes, Evaluator, Integers
 from hiertrain.planning.lp_rounding import enumerate_and_round
 from hiertrain.planning.optimize import optimize
-from hiertrain.planning.trees import depth_grid, sample_ranges, trees
+from hiertrain.planning.trees import depth_grid, least_depth, sample_ranges, trees
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.problem import Problem
@@ -38,7 +38,7 @@ def try_every_plan(problem: Problem, shape: Shape) -> Tried:
     """The least time of all plans of a shape, infinite where there is none. Memory grows with the number of plans."""
     started, times_s = time.monotonic(), [np.empty(0)]
     layers = problem.profile.chain.depth
-    allowed = np.arange(layers if problem.whole_model else 1, layers + 1)
+    allowed = np.arange(least_depth(problem), layers + 1)
     for tree in trees(problem, shape):
         depths = depth_grid(tree, allowed, layers)
         splits = _splits(*sample_ranges(problem, tree), problem.batch_size)

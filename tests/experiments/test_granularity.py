@@ -71,6 +71,14 @@ def test_keeping_a_plan_costs_what_the_cost_model_says(cases: list[Case]) -> Non
     assert max(row["kept_percent"] for row in table.values()) > 1  # one plan does not do for all these rates
 
 
+def test_plans_adapt_under_any_execution() -> None:
+    """Raw samples as float32 are not the paper's execution, of which alone there is a closed form."""
+    settings = [MIDDLE, *varied(MIDDLE, "sample_encoding", ["float32"])]
+    table = adaptation_table(find_cases(LOCAL, settings, ["hiertrain+"]), [MIDDLE], "hiertrain+")
+    assert list(table["sample_encoding"]) == ["uint8", "float32"]
+    assert table["kept_percent"].iloc[0] == 0 <= table["kept_percent"].iloc[1]
+
+
 def test_gains_are_over_the_best_one_predicted_and_observed() -> None:
     nan = np.nan
     table = rows(
