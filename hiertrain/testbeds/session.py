@@ -15,14 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from typing import IO
 
 from hiertrain.control.answers import BEAT_S, Answer, Beat, Failure, Progress, Ready, Snapshot
 from hiertrain.control.jobs import Group, Job
 from hiertrain.control.messages import Request, read_reply, write_message
 from hiertrain.problem.network import Link
-from hiertrain.testbeds.host import Host
+from hiertrain.testbeds.host import Host, Piped
 from hiertrain.testbeds.settings import AnySettings
 from hiertrain.values import InputError, RunError
 
@@ -38,21 +37,7 @@ class WorkerError(RunError):
     """A worker failed or died; the message names it and what it was doing."""
 
 
-@dataclass(frozen=True)
-class _Worker:
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]  # what it printed; a file without a name, so that nothing is left of it whatever happens
-
-    @property
-    def stdin(self) -> IO[bytes]:
-        assert self.process.stdin is not None
-        return self.process.stdin
-
-    @property
-    def stdout(self) -> IO[bytes]:
-        assert self.process.stdout is not None
-        return self.process.stdout
-
+class _Worker(Piped):
     def end(self) -> str:
         """How it ended, for people: the status first, since what it printed last may have another reason."""
         try:

@@ -14,17 +14,16 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from hiertrain.control.memory import KEPT
 from hiertrain.sources import PACKAGE, reached
 from hiertrain.testbeds import preflight
-from hiertrain.testbeds.host import Host
+from hiertrain.testbeds.host import Host, Piped
 from hiertrain.testbeds.settings import SshSettings, SshWorker
 from hiertrain.values import Count, InputError, Port, Value
 
@@ -148,21 +147,7 @@ def _remote_path(path: str) -> str:
     return path.removeprefix("~/")
 
 
-@dataclass(frozen=True)
-class _Session:
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]  # its standard error
-
-    @property
-    def stdin(self) -> IO[bytes]:
-        assert self.process.stdin is not None
-        return self.process.stdin
-
-    @property
-    def stdout(self) -> IO[bytes]:
-        assert self.process.stdout is not None
-        return self.process.stdout
-
+class _Session(Piped):
     def words(self, lines: int = 1) -> str:
         """The last lines that it printed as errors."""
         self.log.seek(0)

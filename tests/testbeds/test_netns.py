@@ -25,9 +25,9 @@ from hiertrain.testbeds.netns import (
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, WorkerSettings
 from hiertrain.values import InputError
+from tests.processes import started
 from tests.profiling.test_profiling import is_near, measured_links
 
-REPOSITORY = Path(__file__).parent.parent.parent
 WORKERS = ("device", "edge", "cloud")
 # Receives messages of so many bytes on any port of its address; prints the port, then when each was complete.
 RECEIVER = """
@@ -262,14 +262,7 @@ with netns.namespaces(("device", "edge"), ()) as hosts:
 @contextmanager
 def parent() -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """A process with a testbed of its own; yields it and its children, the worker first."""
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=REPOSITORY,
-    ) as process:
+    with started(PARENT) as process:
         assert process.stdout is not None
         yield process, [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
 

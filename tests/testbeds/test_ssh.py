@@ -32,6 +32,7 @@ from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.spec import OptimizerSettings
+from tests.processes import started
 from tests.training.test_training import LENET, PLANS, TOLERANCE, TWO, WORKERS, instant_problem, largest_difference
 
 SSHD = "/usr/sbin/sshd"  # insists on an absolute path
@@ -419,13 +420,7 @@ def test_a_dead_parent_leaves_no_remote_worker_behind(machines: Machines, tmp_pa
     )
     testbed_file = tmp_path / "hosts.json"
     testbed_file.write_text(machines.settings_of("device", "edge").model_dump_json())
-    with subprocess.Popen(
-        [sys.executable, "-c", script, testbed_file],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as parent:
+    with started(script, testbed_file) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "open\n"
         remote = [process for name in WORKERS for process in machines.python_processes(name)]

@@ -1,10 +1,7 @@
 """Training by a plan on real worker processes equals plain SGD in one process."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +39,7 @@ from hiertrain.workload.optimizers import build_optimizer
 from hiertrain.workload.sample_order import batch_indices
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings
 from hiertrain.workload.weights import pack_weights
+from tests.processes import started
 from tests.strategies import plans
 
 WORKERS = ("device", "edge", "cloud")
@@ -136,6 +134,13 @@ class EightBits(torch.autograd.Function):
         return EightBits.forward(ctx, *gradients)
 
 
+def rows_of(plan: Plan, name: str) -> list[int]:
+    """The rows of ``outputs``."""
+    depth = plan.workers[plan.root].depth
+    taken_over = [child for child in plan.children(name) if plan.workers[child].depth < depth]
+    return [*plan.own_rows(name), *(row for child in taken_over for row in rows_of(plan, child))]
+
+
 def outputs(model: ChainModel, plan: Plan, name: str, samples: Tensor) -> Tensor:
     """The outputs at the worker's own depth, or before the loss: of its own rows, then of its children's."""
     own, done = plan.own_rows(name), 0
@@ -170,7 +175,7 @@ def test_activations_of_8_bits_equal_one_process_that_rounds_at_the_cuts(testbed
     for iteration in range(4):
         rows = batch_indices(len(dataset.train_labels), 12, training.seed, iteration)
         logits = outputs(model, plan, plan.root, dataset.train_samples[rows])
-        labels = dataset.train_labels[rows][plan.rows_at_own_depth(plan.root)]
+        labels = dataset.train_labels[rows][rows_of(plan, plan.root)]
         loss = summed_loss(logits, labels) / 12
         stepper.zero_grad()
         loss.backward()
@@ -460,14 +465,7 @@ def test_a_dead_parent_leaves_no_worker_behind(how: signal.Signals) -> None:
         "    print(*(process.pid for process in testbed.processes.values()), flush=True)\n"
         "    sys.stdin.read()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=Path(__file__).parent.parent.parent,
-    ) as parent:
+    with started(script) as parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
