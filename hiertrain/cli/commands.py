@@ -177,7 +177,9 @@ def run_train(options: argparse.Namespace) -> None:
     with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
         network = network or measure_links(testbed)
-        problem = search_problem(options, profile, network, settings.data_holder, execution, asked, training.optimizer)
+        problem = search_problem(
+            options, profile, network, settings.data_holder, execution, asked, training.optimizer.copies
+        )
         proven = False
         if asked is None:
             solution = _search(options, problem)

@@ -148,9 +148,6 @@ def load_program(options: argparse.Namespace) -> Program:
         raise InputError(f"{one_line(str(options.program))}: {error}") from None
 
 
-MOST_COPIES = OptimizerSettings(name="adam")  # the optimizer that needs the most memory
-
-
 def search_problem(
     options: argparse.Namespace,
     profile: Profile,
@@ -158,12 +155,9 @@ def search_problem(
     data_holder: str,
     execution: Execution,
     asked: Plan | Program | None = None,
-    optimizer: OptimizerSettings = MOST_COPIES,
+    optimizer_copies: int = Problem.optimizer_copies,
 ) -> Problem:
-    """The problem under the constraints of the command line; that of a plan or a program where one is given.
-
-    ``optimizer``: whose memory the root needs; without one that keeps the most.
-    """
+    """The problem under the constraints of the command line; that of a plan or a program where one is given."""
     return Problem(
         profile,
         network,
@@ -174,7 +168,7 @@ def search_problem(
         root=options.root,
         samples_stay=options.samples_stay,
         memory_limit_bytes=dict(memory_limit(text) for text in options.memory_limit),
-        optimizer_copies=optimizer.copies,
+        optimizer_copies=optimizer_copies,
     )
 
 

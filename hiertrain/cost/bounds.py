@@ -127,36 +127,24 @@ class Evaluator:
         self.update_s = {name: min(own.update_s, LONGEST_S) for name, own in times.items()}
         messages = {number: task for number, task in enumerate(self.template.tasks) if isinstance(task, Message)}
         self.ways = {number: _way(problem, task.source, task.target) for number, task in messages.items()}
-        self.delays = {number: self._delays(number) for number in messages}
+        # A message waits for itself to leave, too.
+        self.delays = {
+            number: [(number, True), *self.template.delays(number, way.burst_bytes > 0)]
+            for number, way in self.ways.items()
+        }
         # Several messages are of one size, which is computed once.
-        sizes = {number: (task.boundary, task.origins, task.size) for number, task in messages.items()}
+        sizes = {number: (task.boundary, task.boundary or task.target, task.size) for number, task in messages.items()}
         first = {size: number for number, size in reversed(sizes.items())}
         self.size_as = {number: first[size] for number, size in sizes.items()}
         self.bytes_at = {
             number: [np.array(own, dtype=float) if any(own) else None for own in (task.size.fixed, task.size.each)]
             for number, task in messages.items()
         }
-        place = {name: position for position, name in enumerate(tree.workers)}
-        self.members = {number: [place[name] for name in task.origins] for number, task in messages.items()}
+        self.place = {name: position for position, name in enumerate(tree.workers)}
         self.prefix_bytes = np.array(chain.parameter_prefix_bytes, dtype=float)
         kept = [float(layer.activation_bytes or 0) for layer in chain.layers]
         self.activations = _Lines(_segments([0.0] * chain.depth), (), (_segments(kept),))
         self.least_samples = _least_samples([layer.least_samples for layer in chain.layers])
-
-    def _delays(self, number: int) -> list[tuple[int, bool]]:
-        """A message and those before it on its lane, last first, and whether it may have to wait for each to leave.
-
-        On a link without credit it does not where it is never ready before the other has arrived. Those before the
-        first that it may wait for are left out.
-        """
-        queue = self.template.queued[number]
-        credit = self.ways[number].burst_bytes > 0
-        delays = [(number, True)]
-        waits = credit
-        for other in reversed(queue):  # who waits for one may, behind that, wait for all before it
-            waits = waits or not self.template.follows(number, other)
-            delays.append((other, waits))
-        return delays if waits else delays[:1]
 
     def bounds_s(self, boxes: Boxes) -> Floats:
         """A lower bound on the time of every plan of each box, that very time where the box is a single plan.
@@ -242,7 +230,7 @@ class _Evaluation:
         now = self._ready(after for after in task.after if after.at == task.start)
         inside = [after for after in task.after if after.at != task.start]
         taken = np.array([self._ready(after for after in inside if after.at == child) for child in children])
-        left = np.zeros((len(children), len(now)))
+        left: Floats = np.zeros((len(children), len(now)))
         stages = list(range(len(cuts) - 1))
         forward = task.op == Op.FORWARD
         for stage in stages if forward else reversed(stages):
@@ -252,18 +240,21 @@ class _Evaluation:
                 child = order[cut][np.newaxis]
                 if inside:
                     now = np.maximum(now, np.take_along_axis(taken, child, axis=0)[0])
-                np.put_along_axis(left, child, now[np.newaxis], axis=0)
+                else:
+                    np.put_along_axis(left, child, now[np.newaxis], axis=0)
         self.passed[number, task.end] = now
-        self.passed |= {(number, child): leave for child, leave in zip(children, left, strict=True)}
+        if not inside:
+            self.passed |= {(number, child): leave for child, leave in zip(children, left, strict=True)}
 
     def _size(self, number: int) -> Floats:
         """Bytes of a message, at the least."""
         number = self.at.size_as[number]
         if number not in self.sizes:
-            message, members = self.at.template.tasks[number], self.at.members[number]
+            message, (fixed, each) = self.at.template.tasks[number], self.at.bytes_at[number]
             assert isinstance(message, Message)
-            fixed, each = self.at.bytes_at[number]
-            samples = self._least(self.boxes.low[members].sum(axis=0), self.boxes.high[members].sum(axis=0))
+            low, high = (self.boxes.low, self.boxes.high) if message.boundary is None else (self.low, self.high)
+            position = self.at.place[message.boundary or message.target]
+            samples = self._least(low[position], high[position])
             boundary = self.depth[message.boundary]
             size = np.zeros(len(samples))
             if each is not None:

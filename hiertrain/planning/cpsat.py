@@ -23,7 +23,6 @@ from hiertrain.program.template import After, Boundary, Message, Pass, Update
 # halved further. Most proofs need less than a third of it; what needs more ends sooner by starting again.
 FIRST_SLICE = 0.25
 
-
 Expression = cp_model.LinearExpr | int
 
 
@@ -101,8 +100,7 @@ def _flat(rows: list[list[cp_model.IntVar]]) -> list[cp_model.IntVar]:
 
 def _held(variables: _Variables, tree: Tree, worker: int, layer: int) -> cp_model.LinearExpr:
     """The samples that the worker and its subtree compute in a layer (from 0)."""
-    held = [variables.samples[member][layer] for member in tree.subtrees[worker]]
-    return cast(cp_model.LinearExpr, cp_model.LinearExpr.sum(held))
+    return _sum([variables.samples[member][layer] for member in tree.subtrees[worker]])
 
 
 def _add_structure(model: cp_model.CpModel, problem: Problem, tree: Tree, variables: _Variables) -> None:
@@ -188,15 +186,14 @@ class _Timing:
     def add(self) -> cp_model.IntVar:
         """Add all tasks; returns T, the end of the last."""
         for number, task in enumerate(self.template.tasks):
-            name = f"{number}"
             match task:
                 case Pass():
                     self._add_pass(number, task)
                 case Message():
-                    self.ready[number] = self._event(f"ready {name}", self._bounds(task.after))
+                    self.ready[number] = self._event(f"ready {number}", self._bounds(task.after))
                     self.passed[number, None] = self._arrival(number, task)
                 case Update():
-                    ready = self._event(f"gradients {name}", self._bounds(task.after))
+                    ready = self._event(f"gradients {number}", self._bounds(task.after))
                     self.passed[number, None] = [_Bound(ready + self.costs.update[task.worker])]
         time = self.model.new_int_var(0, self.costs.limit, "time")
         self._require(time, [bound for last in self.template.last for bound in self.passed[last, None]])
@@ -256,10 +253,8 @@ class _Timing:
         else:
             first = self.ready[number] + self._at(message, sent.idle)
         found, sizes = [_Bound(first, absent)], [self._grains(number)]
-        waits = sent.credit > 0
-        for earlier in reversed(self.template.queued[number]):
+        for earlier, waits in self.template.delays(number, sent.credit > 0):
             sizes.append(self._grains(earlier))
-            waits = waits or not self.template.follows(number, earlier)
             if waits:
                 late = self._at(message, sent.latency) + self._late(sent, *sizes)
                 found.append(_Bound(self.ready[earlier] + late, absent))
@@ -281,19 +276,17 @@ class _Timing:
         fixed = self._at(message, sent.fixed)
         if not sent.each.any():
             return fixed
-        members = [self.place[name] for name in message.origins]
         if message.boundary is None:
-            samples = [self.variables.samples[member][0] for member in members]
-            return fixed + int(sent.each[0]) * _sum(samples)
-        # The samples of a whole subtree, whose number falls only after the layer at which it is cut.
-        assert set(members) == set(self.tree.subtrees[self.place[message.boundary]])
+            return fixed + int(sent.each[0]) * self.variables.samples[self.place[message.target]][0]
+        # The number of samples of a subtree falls only after the layer at which it is cut.
+        members = self.tree.subtrees[self.place[message.boundary]]
         held = [samples for member in members for samples in self.variables.samples[member]]
         return fixed + _weighted(held, np.tile(np.diff(sent.each[1:], prepend=0), len(members)))
 
     def _at(self, message: Message, by_boundary: Integers) -> Expression:
         """The entry for the message's boundary, if it carries anything."""
         if message.boundary is None:
-            return int(by_boundary[0]) * self.variables.computes[self.place[message.origins[0]]][0]
+            return int(by_boundary[0]) * self.variables.computes[self.place[message.target]][0]
         return _weighted(self.variables.reaches[self.place[message.boundary]], np.diff(by_boundary[1:], prepend=0))
 
 

@@ -149,17 +149,6 @@ class Plan(Value):
         """The rows of the mini-batch that start at layer 1 on ``name``: consecutive, in the order of the workers."""
         return self._own_rows[name]
 
-    def rows_at_own_depth(self, name: str) -> list[int]:
-        """The rows that ``name`` holds after its last layer: its own, then those of each child that it took over."""
-        rows: list[int] = []
-        waiting = [name]
-        while waiting:
-            worker = waiting.pop()
-            rows += self.own_rows(worker)
-            taken_over = [c for c in self.children(worker) if self.workers[c].depth < self.workers[self.root].depth]
-            waiting += reversed(taken_over)
-        return rows
-
     @cached_property
     def participants(self) -> tuple[str, ...]:
         """The active workers and the data holder, which sends samples even when it computes nothing."""

@@ -33,6 +33,10 @@ class Role(StrEnum):
     WEIGHTS = "weights"
 
 
+CUT = (Role.ACTIVATIONS, Role.ACTIVATION_GRADIENTS)  # where the model is cut; for the rows of some samples
+PARAMETERS = (Role.GRADIENTS, Role.WEIGHTS)  # for layers from 1 on, whatever the samples
+
+
 class Action(Value):
     """One step of a worker's program."""
 

@@ -8,7 +8,7 @@ from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.tree import tree_of
-from hiertrain.program.actions import Action, Op, Program, Role, Rows, joined
+from hiertrain.program.actions import PARAMETERS, Action, Op, Program, Rows, joined
 from hiertrain.program.passes import template_of
 from hiertrain.program.template import Boundary, Message, Pass, Template
 
@@ -37,11 +37,8 @@ class _Lowered:
     def __init__(self, plan: Plan, template: Template) -> None:
         self.plan, self.template, self.children = plan, template, template.tree.children_of
         self.depth: dict[Boundary, int] = {None: 0} | {name: part.depth for name, part in plan.workers.items()}
-        self.own: dict[str, Rows] = {}
-        first = 0
-        for name, part in plan.workers.items():
-            self.own[name] = joined(((first, first + part.samples),))
-            first += part.samples
+        own = {name: plan.own_rows(name) for name in plan.workers}
+        self.own: dict[str, Rows] = {name: joined(((rows.start, rows.stop),)) for name, rows in own.items()}
         self.held: dict[str, Rows] = {}  # after the last layer of each worker
         for name in template.tree.upward:
             self.held[name] = self._rows(name, template.depth)
@@ -98,11 +95,11 @@ class _Lowered:
         message = self.template.tasks[number]
         assert isinstance(message, Message)
         boundary = self.depth[message.boundary]
-        if boundary > message.deepest or not any(self.own[name] for name in message.origins):
+        rows = self.own[message.target] if message.boundary is None else self.held[message.boundary]
+        if boundary > message.deepest or (message.boundary is None and not rows):
             return
-        rows = self.own[message.origins[0]] if message.boundary is None else self.held[message.boundary]
         samples = sum(end - start for start, end in rows)
-        parameters = message.role in (Role.GRADIENTS, Role.WEIGHTS)
+        parameters = message.role in PARAMETERS
         yield Action(
             op=op,
             role=message.role,

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hiertrain.problem.chain import Chain
-from hiertrain.program.actions import Action, Op, Program, Role, Rows, joined, rows_shown
+from hiertrain.program.actions import PARAMETERS, Action, Op, Program, Role, Rows, joined, rows_shown
 from hiertrain.program.passes import ENCODINGS
 from hiertrain.program.simulator import check_messages
 from hiertrain.values import InputError, shown
-
-PARAMETERS = (Role.GRADIENTS, Role.WEIGHTS)
 
 
 def dry_run(program: Program, chain: Chain) -> None:

@@ -10,7 +10,7 @@ from functools import cache
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.tree import Tree
-from hiertrain.program.actions import Program, Role
+from hiertrain.program.actions import CUT, PARAMETERS, Program, Role
 from hiertrain.program.template import Message, Size, Template, paper_template
 
 
@@ -31,14 +31,12 @@ class Encoding:
 SAMPLES = {"uint8": Encoding("uint8", 1), "float32": Encoding("float32", 4)}
 # 8 bits per number between the least and the greatest of a message, which stand before them as float32.
 ACTIVATIONS = {"float32": Encoding("float32", 4), "uint8": Encoding("scaled-uint8", 1, 8, "8-bit activations")}
-PARAMETERS = {"float32": Encoding("float32", 4)}
+PLAIN = {"float32": Encoding("float32", 4)}
 # What each role may travel as, and the bytes of a number in the sizes of a chain.
 ENCODINGS = {
     Role.SAMPLES: (1, SAMPLES),
-    Role.ACTIVATIONS: (4, ACTIVATIONS),
-    Role.ACTIVATION_GRADIENTS: (4, ACTIVATIONS),
-    Role.GRADIENTS: (4, PARAMETERS),
-    Role.WEIGHTS: (4, PARAMETERS),
+    **dict.fromkeys(CUT, (4, ACTIVATIONS)),
+    **dict.fromkeys(PARAMETERS, (4, PLAIN)),
 }
 
 
@@ -49,8 +47,7 @@ def encode_samples(template: Template, execution: Execution) -> Template:
 
 def encode_activations(template: Template, execution: Execution) -> Template:
     """Activations and their gradients in another encoding than float32."""
-    roles = Role.ACTIVATIONS, Role.ACTIVATION_GRADIENTS
-    return _encoded(template, roles, ACTIVATIONS[execution.activation_encoding])
+    return _encoded(template, CUT, ACTIVATIONS[execution.activation_encoding])
 
 
 PASSES: tuple[Callable[[Template, Execution], Template], ...] = (encode_samples, encode_activations)

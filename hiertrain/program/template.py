@@ -13,7 +13,7 @@ from functools import cached_property
 
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.tree import Tree
-from hiertrain.program.actions import Op, Role
+from hiertrain.program.actions import CUT, Op, Role
 
 # A boundary between layers: the one at the depth of that worker, or, for None, the one before layer 1.
 Boundary = str | None
@@ -50,6 +50,10 @@ class Pass:
     def end(self) -> Boundary:
         return self.worker if self.op == Op.FORWARD else None
 
+    @property
+    def takes_inside(self) -> bool:
+        return any(after.at != self.start for after in self.after)
+
 
 @dataclass(frozen=True)
 class Size:
@@ -61,13 +65,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Message:
-    """One message between two workers, for all samples that start on ``origins``."""
+    """One message between two workers, of all that the boundary's worker carries; raw samples start on ``target``."""
 
     role: Role
     source: str
     target: str
-    boundary: Boundary  # that it belongs to
-    origins: tuple[str, ...]
+    boundary: Boundary  # that it belongs to; None: raw samples
     size: Size
     encoding: str
     after: tuple[After, ...]
@@ -95,19 +98,20 @@ class Template:
 
     def __post_init__(self) -> None:
         """What its readers rely on, whatever a pass of an option makes of it."""
-        children, subtrees = self.tree.children_of, self.tree.subtrees
-        below = {name: {self.tree.workers[at] for at in subtrees[own]} for own, name in enumerate(self.tree.workers)}
+        children = self.tree.children_of
         for number, task in enumerate(self.tasks):
             assert all(after.task < number for after in task.after), f"{task} waits for what stands after it"
             if isinstance(task, Pass):
                 assert all(after.at in (task.start, *children[task.worker]) for after in task.after), task
             elif isinstance(task, Message):
-                whole = {task.origins[0]} if task.boundary is None else below[task.boundary]
-                assert set(task.origins) == whole, task
+                for after in task.after:
+                    other = self.tasks[after.task]
+                    both = isinstance(other, Pass) and after.left != other.end and other.takes_inside
+                    assert not both, f"{other} takes messages at cuts, and sends some there"
                 assert not any(task.size.each[task.deepest + 1 :] + task.size.fixed[task.deepest + 1 :]), task
 
     @cached_property
-    def queued(self) -> tuple[tuple[int, ...], ...]:
+    def _queued(self) -> tuple[tuple[int, ...], ...]:
         """For each message, those before it on its lane; empty for other tasks."""
         lanes: dict[tuple[str, str], list[int]] = {}
         found = []
@@ -123,7 +127,19 @@ class Template:
         awaited = {after.task for task in self.tasks for after in task.after}
         return tuple(number for number in range(len(self.tasks)) if number not in awaited)
 
-    def follows(self, later: int, earlier: int) -> bool:
+    def delays(self, number: int, credit: bool) -> list[tuple[int, bool]]:
+        """The messages before one on its lane, the last of them first, and whether it may have to wait for each.
+
+        On a link without ``credit`` it need not wait for those before which it is never ready; who waits for one may,
+        behind that, wait for all before it. Those after the last that it may wait for are left out.
+        """
+        found, waits = [], credit
+        for other in reversed(self._queued[number]):
+            waits = waits or not self._follows(number, other)
+            found.append((other, waits))
+        return found if waits else []
+
+    def _follows(self, later: int, earlier: int) -> bool:
         """Whether one message is never ready before another, if that is sent at all, has arrived."""
         message = self.tasks[earlier]
         assert isinstance(message, Message)
@@ -157,14 +173,13 @@ def paper_template(tree: Tree, chain: Chain, data_holder: str) -> Template:
 
     def at_cut(role: Role, source: str, target: str, child: str, size: Size, *after: After) -> int:
         # Who computes the loss sends no activations.
-        deepest = chain.depth - 1 if role in (Role.ACTIVATIONS, Role.ACTIVATION_GRADIENTS) else chain.depth
-        return add(Message(role, source, target, child, below[child], size, "float32", after, deepest))
+        deepest = chain.depth - 1 if role in CUT else chain.depth
+        return add(Message(role, source, target, child, size, "float32", after, deepest))
 
     workers, children = tree.workers, tree.children_of
-    below = {name: tuple(tree.workers[member] for member in tree.subtrees[at]) for at, name in enumerate(workers)}
     parent = {name: workers[above] for name, above in zip(workers[1:], tree.parents[1:], strict=True)}
     inputs = {
-        name: add(Message(Role.SAMPLES, data_holder, name, None, (name,), raw, "uint8", (), chain.depth))
+        name: add(Message(Role.SAMPLES, data_holder, name, None, raw, "uint8", (), chain.depth))
         for name in workers
         if name != data_holder
     }

@@ -5,10 +5,13 @@ from pydantic import ValidationError
 
 from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.problem.chain import Chain, Layer
+from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan, check_plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.program.actions import Op, Role
+from hiertrain.program.compiler import compile_plan
 from hiertrain.values import InputError
 from tests.strategies import plans
 
@@ -22,18 +25,31 @@ CHAIN = plan(12, device=("edge", 2, 5), edge=("cloud", 3, 4), cloud=(None, 5, 3)
 STAR = plan(12, device=("edge", 2, 5), edge=(None, 5, 4), cloud=("edge", 1, 3))
 
 
+def rows_at_own_depth(plan: Plan, name: str) -> list[int]:
+    """The rows that a worker holds after its last layer: those that it sends on, or that reach the loss there."""
+    depth = plan.workers[plan.root].depth
+    layers = tuple(Layer(name=f"layer{i}", output_bytes=4, parameter_bytes=4) for i in range(depth))
+    program = compile_plan(plan, Chain(model="m", sample_bytes=1, layers=layers), Execution.paper())
+    last = [
+        action
+        for action in program.actions.get(name, ())
+        if (action.op, action.role) == (Op.SEND, Role.ACTIVATIONS) or (action.op, action.last) == (Op.FORWARD, depth)
+    ]
+    return [row for action in last for start, end in action.rows for row in range(start, end)]
+
+
 def test_carried_samples_children_and_rows() -> None:
     assert dict(CHAIN.carried) == {"device": 5, "edge": 9, "cloud": 12}
     assert STAR.children("edge") == ["cloud", "device"]  # the shallowest first
     assert CHAIN.root == "cloud"
     assert list(CHAIN.own_rows("edge")) == [5, 6, 7, 8]
-    assert CHAIN.rows_at_own_depth("cloud") == [9, 10, 11, 5, 6, 7, 8, 0, 1, 2, 3, 4]
-    assert STAR.rows_at_own_depth("edge") == [5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4]
+    assert rows_at_own_depth(CHAIN, "cloud") == [9, 10, 11, 5, 6, 7, 8, 0, 1, 2, 3, 4]
+    assert rows_at_own_depth(STAR, "edge") == [5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4]
 
 
 def test_a_child_that_computes_the_loss_keeps_its_rows() -> None:
     data_parallel = plan(4, device=("edge", 5, 3), edge=(None, 5, 1))
-    assert data_parallel.rows_at_own_depth("edge") == [3]
+    assert rows_at_own_depth(data_parallel, "edge") == [3]
 
 
 def test_the_data_holder_takes_part_without_computing() -> None:
@@ -161,7 +177,7 @@ def test_what_a_plan_knows_of_itself_is_what_its_tree_says(data: st.DataObject) 
     for name in names:
         assert (drawn.carried[name], drawn.children(name)) == (carried(name), children(name))
         assert len(drawn.own_rows(name)) == drawn.workers[name].samples
-        assert drawn.rows_at_own_depth(name) == rows(name)
+        assert rows_at_own_depth(drawn, name) == rows(name)
         for layer in range(1, 6):
             taken_over = sum(carried(child) for child in children(name) if depth(child) < layer)
             assert drawn.samples_at(name, layer) == (layer <= depth(name)) * (drawn.workers[name].samples + taken_over)
