@@ -36,7 +36,7 @@ def enumerated_optima(problem: Problem) -> dict[str, tuple[float, int]]:
 
 def _simulated_s(problem: Problem, plan: Plan) -> float:
     program = compile_plan(plan, problem.profile.chain, problem.execution)
-    return simulate(program, problem.profile, problem.network).makespan_s
+    return simulate(program, problem.profile, problem.network).period_s
 
 
 def _best(timed: Iterable[tuple[Plan, float]]) -> tuple[float, int]:
@@ -280,7 +280,7 @@ def _single(problem: Problem, name: str) -> float:
         },
     )
     program = compile_plan(only, problem.profile.chain, problem.execution)
-    return simulate(program, problem.profile, problem.network).makespan_s
+    return simulate(program, problem.profile, problem.network).period_s
 
 
 def _pair(problem: Problem, child: str, root: str) -> float:

@@ -134,7 +134,7 @@ def run_predict(options: argparse.Namespace) -> None:
     timeline = simulate(program, profile, network)
     for span in sorted(timeline.spans, key=lambda span: (span.start_s, span.end_s)):
         print(f"  {span.start_s * 1e3:10.3f} .. {span.end_s * 1e3:10.3f} ms  {span.worker:10} {span.action}")
-    print(f"predicted: {timeline.makespan_s * 1e3:.3f} ms per iteration")
+    print(f"predicted: {timeline.period_s * 1e3:.3f} ms per iteration")
     show([*alarms, *spreads(network)])
 
 

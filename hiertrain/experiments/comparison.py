@@ -46,7 +46,7 @@ def train_and_compare(testbed: Testbed, problem: Problem, asked: Plan | Program,
     None are tried where one worker alone has computed anyway, or where there is no time to compare.
     """
     run = train(testbed, problem, asked, training)
-    predicted_s = simulate(run.program, problem.profile, problem.network).makespan_s
+    predicted_s = simulate(run.program, problem.profile, problem.network).period_s
     times, alone = Times(predicted_s, statistics.median(run.steady_s)), {}
     if len(run.program.computing) > 1 and training.iterations > 1:  # the first one warms up
         alone = _alone(testbed, problem, training)

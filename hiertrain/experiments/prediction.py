@@ -85,7 +85,7 @@ def compare_plans(
     plans = {**family_plans(problem), "optimum": optimize(problem).plan}
     programs = {name: compile_plan(plan, profile.chain, problem.execution) for name, plan in plans.items()}
     predicted = {name: simulate(program, profile, network) for name, program in programs.items()}
-    optimum_s = predicted["optimum"].makespan_s
+    optimum_s = predicted["optimum"].period_s
     if optimum_s > slowest_s:
         raise InputError(
             f"optimum for {training.model.name}: predicted to take {optimum_s:.3g} s per iteration; "
@@ -93,8 +93,8 @@ def compare_plans(
         )
     runs = {}
     for name in tqdm(plans, desc="plans", unit="plan", leave=False):
-        if predicted[name].makespan_s <= slowest_s:
-            iterations = iterations_within(plan_s, predicted[name].makespan_s)
+        if predicted[name].period_s <= slowest_s:
+            iterations = iterations_within(plan_s, predicted[name].period_s)
             update = {"iterations": iterations, "snapshot_every": iterations}
             runs[name] = train(testbed, problem, plans[name], training.model_copy(update=update))
     kind, best = kind_of_times(testbed.settings), runs["optimum"]
@@ -114,6 +114,6 @@ def compare_plans(
             *misfits(profile, [plans[name] for name in runs]),
             *repetitions({"optimum": same_s}),
         ],
-        "too_slow": {name: predicted[name].makespan_s for name in plans if name not in runs},
+        "too_slow": {name: predicted[name].period_s for name in plans if name not in runs},
         "clock_error_s": max(run.clock_error_s for run in runs.values()),
     }

@@ -13,6 +13,8 @@ class Execution(Value):
 
     sample_encoding: Literal["uint8", "float32"] = "uint8"
     activation_encoding: Literal["float32", "uint8"] = "float32"  # of activations and their gradients; uint8 is JALAD's
+    # Raw samples travel while earlier iterations compute, and no barrier separates iterations.
+    prefetch: bool = False
 
     @classmethod
     def paper(cls) -> "Execution":

@@ -4,11 +4,14 @@ A program is what a worker is sent and executes. It holds all that this takes: r
 """
 
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field
 
 from hiertrain.values import MOST_WORKERS, BatchSize, Bytes, Layers, Name, Samples, Value
 
+# So early may a message be sent: its receiver has a buffer for each iteration on the way.
+MOST_AHEAD = 2
 # Half-open ranges of rows of the mini-batch.
 Rows = tuple[tuple[Samples, Samples], ...]
 
@@ -49,6 +52,8 @@ class Action(Value):
     rows: Rows = ()
     encoding: Name | None = None  # of a message: the codec that writes and reads its numbers
     size_bytes: Bytes = 0  # of a message
+    # Of a message that is sent: for the iteration so many after the one that the sender is in.
+    ahead: Annotated[int, Field(ge=0, le=MOST_AHEAD)] = 0
 
     @property
     def label(self) -> str:
@@ -68,7 +73,8 @@ class Action(Value):
         layers = f" layers {self.first}..{self.last}" if self.first else (f" at depth {self.last}" if self.last else "")
         peer = f" {'from' if self.op == Op.RECEIVE else 'to'} {self.peer}" if self.peer else ""
         samples = f" of {self.samples} samples" if self.rows else ""
-        return f"{self.label}{layers}{samples}{peer}"
+        ahead = f", {self.ahead} iterations ahead" if self.ahead else ""
+        return f"{self.label}{layers}{samples}{peer}{ahead}"
 
 
 class WorkerProgram(Value):
@@ -76,6 +82,7 @@ class WorkerProgram(Value):
 
     batch_size: BatchSize  # what the summed loss is divided by, so that gradients add up
     data_holder: Name  # the worker that has the raw samples
+    overlapped: bool  # whether iterations follow each other without a barrier between them
     actions: tuple[Action, ...]  # in the order in which they are performed
 
     @property
@@ -89,6 +96,7 @@ class Program(Value):
 
     batch_size: BatchSize
     data_holder: Name
+    overlapped: bool = False
     actions: dict[Name, tuple[Action, ...]] = Field(max_length=MOST_WORKERS)
 
     @property
@@ -98,7 +106,12 @@ class Program(Value):
 
     def part(self, worker: str) -> WorkerProgram:
         """What ``worker`` is sent."""
-        return WorkerProgram(batch_size=self.batch_size, data_holder=self.data_holder, actions=self.actions[worker])
+        return WorkerProgram(
+            batch_size=self.batch_size,
+            data_holder=self.data_holder,
+            overlapped=self.overlapped,
+            actions=self.actions[worker],
+        )
 
 
 def joined(*parts: Rows) -> Rows:

@@ -28,7 +28,12 @@ def compile_plan(plan: Plan, chain: Chain, execution: Execution) -> Program:
     """
     check_plan(plan, chain)
     template = template_of(tree_of(plan), chain, plan.data_holder, execution)
-    return Program(batch_size=plan.batch_size, data_holder=plan.data_holder, actions=_Lowered(plan, template).actions())
+    return Program(
+        batch_size=plan.batch_size,
+        data_holder=plan.data_holder,
+        overlapped=template.overlapped,
+        actions=_Lowered(plan, template).actions(),
+    )
 
 
 class _Lowered:
@@ -55,14 +60,21 @@ class _Lowered:
         elsewhere = {(event.op, event.message) for events in inside.values() for event in events}
         for number, task in enumerate(self.template.tasks):
             if isinstance(task, Pass):
+                for early in self._early(task):
+                    found[task.worker] += self._message(Op.RECEIVE, early)
                 found[task.worker] += self._pass(task, inside[number])
             elif isinstance(task, Message):
                 for op, worker in ((Op.SEND, task.source), (Op.RECEIVE, task.target)):
-                    if (op, number) not in elsewhere:
+                    if (op, number) not in elsewhere and not (op == Op.RECEIVE and task.ahead):
                         found[worker] += self._message(op, number)
             else:
                 found[task.worker].append(Action(op=Op.UPDATE, first=1, last=self.template.depth))
         return {name: tuple(actions) for name, actions in found.items()}
+
+    def _early(self, task: Pass) -> list[int]:
+        """The messages that a pass waits for and that were sent in earlier iterations: it begins by taking them."""
+        messages = {after.task: self.template.tasks[after.task] for after in task.after}
+        return [number for number, other in messages.items() if isinstance(other, Message) and other.ahead]
 
     def _inside(self) -> dict[int, list[_Event]]:
         """What happens within each pass, between its start and its end."""
@@ -109,4 +121,5 @@ class _Lowered:
             rows=() if parameters else rows,
             encoding=message.encoding,
             size_bytes=message.size.fixed[boundary] + message.size.each[boundary] * samples,
+            ahead=message.ahead if op == Op.SEND else 0,
         )

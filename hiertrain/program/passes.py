@@ -10,8 +10,8 @@ from functools import cache
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.tree import Tree
-from hiertrain.program.actions import CUT, PARAMETERS, Program, Role
-from hiertrain.program.template import Message, Size, Template, paper_template
+from hiertrain.program.actions import CUT, MOST_AHEAD, PARAMETERS, Op, Program, Role
+from hiertrain.program.template import After, Message, Pass, Size, Task, Template, Update, paper_template
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,63 @@ def encode_activations(template: Template, execution: Execution) -> Template:
     return _encoded(template, CUT, ACTIVATIONS[execution.activation_encoding])
 
 
-PASSES: tuple[Callable[[Template, Execution], Template], ...] = (encode_samples, encode_activations)
+def prefetch_samples(template: Template, execution: Execution) -> Template:
+    """Iterations overlap: raw samples travel while earlier iterations compute, and nothing separates these.
+
+    On each link the samples queue behind the last that the data holder sends in an iteration, so that they delay
+    nothing of it. A worker has a buffer for each iteration on the way, and waits for its new weights alone.
+    """
+    if not execution.prefetch:
+        return template
+    tasks = template.tasks
+    # Who has passed this has ended the iteration: it has the new weights.
+    ended = {
+        task.worker if isinstance(task, Update) else task.target: number
+        for number, task in enumerate(tasks)
+        if isinstance(task, Update) or (isinstance(task, Message) and task.role == Role.WEIGHTS)
+    }
+    behind = {
+        number: _last_of_sender(template, task)
+        for number, task in enumerate(tasks)
+        if isinstance(task, Message) and task.role == Role.SAMPLES
+    }
+    order = []
+    for number in (*(number for number in range(len(tasks)) if number not in behind), None):
+        order += [] if number is None else [number]
+        order += [samples for samples, last in behind.items() if last == number]
+    place = {number: position for position, number in enumerate(order)}
+
+    def moved(number: int) -> Task:
+        task, after = tasks[number], tasks[number].after
+        if isinstance(task, Pass) and task.op == Op.FORWARD:
+            after = (
+                *(replace(one, ago=MOST_AHEAD * (one.task in behind)) for one in after),
+                After(ended[task.worker], ago=1),
+            )
+        if number in behind:
+            assert isinstance(task, Message)
+            last = behind[number]
+            task = replace(task, ahead=MOST_AHEAD)
+            ready = () if last is None else tasks[last].after if isinstance(tasks[last], Message) else (After(last),)
+            after = *ready, After(ended[task.target], ago=1)
+        return replace(task, after=tuple(replace(one, task=place[one.task]) for one in after))
+
+    return replace(template, tasks=tuple(map(moved, order)), overlapped=True)
+
+
+def _last_of_sender(template: Template, samples: Message) -> int | None:
+    """What the sender of raw samples does last before it waits: on that link, or else of all; None: it only sends."""
+    on_link = [n for n in template.lanes[samples.source, samples.target] if template.tasks[n] != samples]
+    at_last = [
+        number
+        for number, task in enumerate(template.tasks)
+        if (isinstance(task, Update) and task.worker == samples.source)
+        or (isinstance(task, Message) and (task.role, task.source) == (Role.GRADIENTS, samples.source))
+    ]
+    return next(iter((*on_link[-1:], *at_last)), None)
+
+
+PASSES: tuple[Callable[[Template, Execution], Template], ...] = (encode_samples, encode_activations, prefetch_samples)
 
 
 def template_of(tree: Tree, chain: Chain, data_holder: str, execution: Execution) -> Template:

@@ -4,19 +4,25 @@ The runtime executes the very program that ``simulate`` times, so prediction and
 the only place that knows time: one queue for each worker, and one for each direction of a link.
 """
 
+import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from hiertrain.problem.network import Network
+from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile, WorkerProfile
-from hiertrain.program.actions import Action, Op, Program, Role, rows_shown
+from hiertrain.program.actions import MOST_AHEAD, Action, Op, Program, Role, rows_shown
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.timeline import Span, Timeline
 from hiertrain.values import InputError
 
 NAMED = 4  # things in the line of an error
+# Overlapped iterations are simulated until their period is certain to this share, and no longer than so many.
+PERIODIC = 1e-9
+MOST_SIMULATED = 64
 
 
 def receipts(program: Program) -> dict[tuple[str, int], tuple[str, int]]:
@@ -46,96 +52,207 @@ def compute_s(times: WorkerProfile, action: Action) -> float:
 
 
 def simulate(program: Program, profile: Profile, network: Network) -> Timeline:
-    """The predicted timeline of one iteration.
+    """The predicted timeline of one iteration; of overlapped ones in the steady state.
 
-    Sends are asynchronous; messages of one pair and direction queue, others do not disturb each other.
+    Sends are asynchronous; messages of one pair and direction queue, others do not disturb each other. A message leaves
+    when its receiver has begun the iteration that it is sent in: from then on there is a buffer for it.
     Raises InputError when the program deadlocks, a worker was not profiled or a link is missing.
     """
-    # The bytes that each link would let pass at once, and since when; negative: bytes that have still to leave.
-    credit_bytes: dict[tuple[str, str], tuple[float, float]] = {}
 
-    def message_s(source: str, target: str, ready_s: float, size_bytes: int) -> tuple[float, float]:
-        """The rule of ``Network`` in bytes, which cancel exactly where times would not."""
-        link = network.link(source, target)
-        left, since_s = credit_bytes.get((source, target), (link.burst_bytes, ready_s))
-        credit = min(link.burst_bytes, left + (ready_s - since_s) * link.bandwidth_bps / 8)
-        credit_bytes[source, target] = credit - size_bytes, ready_s
-        start_s = ready_s + link.transmission_s(max(0.0, -credit))
-        return start_s, ready_s + link.transmission_s(max(0.0, size_bytes - credit)) + link.latency_s
+    def duration_s(worker: str, action: Action) -> float:
+        return compute_s(profile.worker(worker), action)
 
-    return _replay(program, lambda worker, action: compute_s(profile.worker(worker), action), message_s)
+    replay = _Replay(program, duration_s, network.link)
+    if not program.overlapped:
+        spans = replay.iterate(0)
+        return Timeline(spans, max((span.end_s for span in spans), default=0.0))
+    root = next(name for name in program.actions if program.part(name).updates)
+    begun_s, last_s, spans, period_s = 0.0, 0.0, (), None
+    for iteration in range(-MOST_AHEAD, MOST_SIMULATED):
+        begun_s = replay.clock[root].time_s
+        spans = replay.iterate(iteration)
+        last_s = replay.clock[root].time_s - begun_s
+        period_s = replay.period_s() if period_s is None else period_s
+        if period_s is not None and last_s >= period_s * (1 - PERIODIC):
+            break
+    moved = (replace(span, start_s=span.start_s - begun_s, end_s=span.end_s - begun_s) for span in spans)
+    return Timeline(tuple(moved), last_s if period_s is None else period_s)
 
 
 def iteration_s(problem: Problem, plan: Plan) -> float:
-    """Seconds of one iteration by a plan. Raises InputError when it does not fit model, workers or links."""
+    """Seconds of one iteration by a plan; of overlapped ones the period.
+
+    Raises InputError when it does not fit model, workers or links.
+    """
     program = compile_plan(plan, problem.profile.chain, problem.execution)
-    return simulate(program, problem.profile, problem.network).makespan_s
+    return simulate(program, problem.profile, problem.network).period_s
 
 
 def check_messages(program: Program) -> None:
     """Raise InputError when the program cannot finish: a deadlock, or messages whose two sides disagree."""
-    _replay(program, lambda *_: 0.0, lambda *_: (0.0, 0.0))
+    replay = _Replay(program, lambda *_: 0.0, None)
+    last = MOST_AHEAD if program.overlapped else 0
+    for iteration in range(-last, last + 1):
+        replay.iterate(iteration, last)
+    replay.check_all_read()
 
 
-def _replay(
-    program: Program,
-    duration_s: Callable[[str, Action], float],
-    message_s: Callable[[str, str, float, int], tuple[float, float]],
-) -> Timeline:
-    """Perform the program.
+@dataclass(slots=True, eq=False)
+class _Event:
+    """Something that happens in every iteration, and what it had to wait for last: paths of these take the time."""
 
-    ``duration_s`` gives an action's duration; ``message_s`` when a message of so many bytes, ready at a time, starts to
-    leave and when it arrives. It is called in the order in which each worker sends.
+    name: tuple[str, str | int, str]  # the same in every iteration
+    iteration: int
+    time_s: float
+    cause: "_Event | None"
+
+
+class _Lane:
+    """One direction of a link between two workers: the rule of ``Network`` in bytes, which cancel exactly."""
+
+    def __init__(self, link: Link) -> None:
+        self.link, self.credit_bytes, self.since_s = link, link.burst_bytes, -math.inf
+        self.left: _Event | None = None
+
+    def send(
+        self, ready: _Event, name: tuple[str, int], iteration: int, size_bytes: int
+    ) -> tuple[float, _Event, _Event]:
+        """When a message that is ready starts to leave, when it has left, and its arrival."""
+        link, ready_s, before = self.link, ready.time_s, self.left
+        refilled = self.credit_bytes + (ready_s - self.since_s) * link.bandwidth_bps / 8
+        idle = before is None or refilled >= link.burst_bytes
+        credit = link.burst_bytes if idle else refilled
+        self.credit_bytes, self.since_s = credit - size_bytes, ready_s
+        late_s = link.transmission_s(size_bytes - credit)
+        left = _Event((*name, "left"), iteration, ready_s + late_s, ready if idle else before)
+        self.left = left
+        cause = left if late_s > 0 else ready
+        arrival = _Event((*name, "arrived"), iteration, max(ready_s, left.time_s) + link.latency_s, cause)
+        return ready_s + link.transmission_s(max(0.0, -credit)), left, arrival
+
+
+class _Replay:
+    """Performs a program, iteration by iteration.
+
+    ``duration_s`` gives an action's duration, ``link`` the one between two workers; None: messages take no time.
     """
-    clock = dict.fromkeys(program.actions, 0.0)
-    position = dict.fromkeys(program.actions, 0)
-    in_flight: dict[tuple[str, str, Role | None], deque[tuple[float, int, Action]]] = defaultdict(deque)
-    spans: list[Span] = []
 
-    def perform(worker: str, action: Action) -> bool:
-        """Whether the action could be performed: a receive has to wait for its send."""
-        start = now = clock[worker]
+    def __init__(
+        self,
+        program: Program,
+        duration_s: Callable[[str, Action], float],
+        link: Callable[[str, str], Link] | None,
+    ) -> None:
+        self.program, self.duration_s, self.link = program, duration_s, link
+        self.clock = {name: _Event((name, "begin", ""), -MOST_AHEAD - 1, 0.0, None) for name in program.actions}
+        self.lanes: dict[tuple[str, str], _Lane] = {}
+        self.in_flight: dict[tuple[str, str, Role | None], deque[tuple[_Event, int, Action]]] = defaultdict(deque)
+        self.events: deque[dict[tuple[str, str | int, str], _Event]] = deque(maxlen=MOST_AHEAD + 1)
+
+    def iterate(self, iteration: int, last: int | None = None) -> tuple[Span, ...]:
+        """One iteration; before the first, at 0, and after the ``last`` one only what is sent ahead between both."""
+        self.iteration, self.begun = iteration, dict(self.clock)
+        self.events.append({})
+        position, spans = dict.fromkeys(self.program.actions, 0), list[Span]()
+        moved = True
+        while moved:
+            moved = False
+            for worker, actions in self.program.actions.items():
+                while position[worker] < len(actions):
+                    action = actions[position[worker]]
+                    there = iteration + action.ahead
+                    if there >= 0 and (last is None or there <= last):
+                        span = self._perform(worker, position[worker], action)
+                        if span is None:
+                            break
+                        spans.append(span)
+                    position[worker] += 1
+                    moved = True
+        self._check_all_done(position)
+        return tuple(spans)
+
+    def _event(self, name: tuple[str, str | int, str], time_s: float, cause: _Event) -> _Event:
+        event = self.events[-1][name] = _Event(name, self.iteration, time_s, cause)
+        return event
+
+    def _perform(self, worker: str, position: int, action: Action) -> Span | None:
+        """None where the action cannot be performed yet: a receive has to wait for its send."""
+        now = self.clock[worker]
+        start_s = end_s = now.time_s
         if action.op == Op.SEND:
             assert action.peer is not None
-            end = start
-            if action.size_bytes:  # an empty message costs nothing, but its receiver still waits for the sender
-                start, end = message_s(worker, action.peer, now, action.size_bytes)
-            in_flight[worker, action.peer, action.role].append((end, position[worker], action))
+            arrival = now
+            if action.size_bytes and self.link is not None:
+                if (worker, action.peer) not in self.lanes:
+                    self.lanes[worker, action.peer] = _Lane(self.link(worker, action.peer))
+                begun = self.begun[action.peer]
+                ready = begun if begun.time_s > now.time_s else now
+                name, lane = (worker, position), self.lanes[worker, action.peer]
+                start_s, left, arrival = lane.send(ready, name, self.iteration, action.size_bytes)
+                self.events[-1] |= {left.name: left, arrival.name: arrival}
+            # An empty message costs nothing, but its receiver still waits for the sender.
+            self.in_flight[worker, action.peer, action.role].append((arrival, position, action))
+            end_s = arrival.time_s
         elif action.op == Op.RECEIVE:
             assert action.peer is not None
-            waiting = in_flight[action.peer, worker, action.role]
+            waiting = self.in_flight[action.peer, worker, action.role]
             if not waiting:
-                return False
+                return None
             arrival, place, sent = waiting.popleft()
             if sent.content != action.content:
                 raise InputError(
                     f"program: {action.peer}, action {place + 1}, will {sent}, but {worker}, action "
-                    f"{position[worker] + 1}, will {action}: {_difference(sent, action)}; both sides must agree"
+                    f"{position + 1}, will {action}: {_difference(sent, action)}; both sides must agree"
                 )
-            end = clock[worker] = max(now, arrival)
+            cause = arrival if arrival.time_s > now.time_s else now
+            end_s = cause.time_s
+            self.clock[worker] = self._event((worker, position, ""), end_s, cause)
         else:
-            end = clock[worker] = now + duration_s(worker, action)
-        spans.append(Span(worker, position[worker], action, start, end))
-        return True
+            end_s = now.time_s + self.duration_s(worker, action)
+            self.clock[worker] = self._event((worker, position, ""), end_s, now)
+        return Span(worker, position, action, start_s, end_s)
 
-    moved = True
-    while moved:
-        moved = False
-        for worker, actions in program.actions.items():
-            while position[worker] < len(actions) and perform(worker, actions[position[worker]]):
-                position[worker] += 1
-                moved = True
-    stuck = [
-        f"{worker} waits at action {position[worker] + 1} ({actions[position[worker]]})"
-        for worker, actions in program.actions.items()
-        if position[worker] < len(actions)
-    ]
-    if stuck:
-        raise InputError(f"program: deadlocks: {_some(stuck)}; each must be sent before its receiver can go on")
-    unread = [f"{key[0]}, action {place + 1} ({sent})" for key, sends in in_flight.items() for _, place, sent in sends]
-    if unread:
-        raise InputError(f"program: leaves messages unread: {_some(unread)}; each must have a receive")
-    return Timeline(tuple(spans))
+    def period_s(self) -> float | None:
+        """The period, once it is certain; None before.
+
+        A path of causes that comes back to the same event of an earlier iteration says that no period is shorter than
+        what it takes per iteration. None is longer than the most by which any event comes later than in the iteration
+        before, as long as messages on the way have been there so long (max-plus algebra: bounds on the eigenvalue).
+        """
+        if len(self.events) < self.events.maxlen or any(own.keys() != self.events[0].keys() for own in self.events):
+            return None
+        most_s, latest = -math.inf, None
+        for before, after in pairwise(self.events):
+            for name, event in after.items():
+                if event.time_s - before[name].time_s >= most_s:
+                    most_s, latest = event.time_s - before[name].time_s, event
+        least_s, seen = 0.0, dict[tuple[str, str | int, str], _Event]()
+        while latest is not None and latest.name not in seen:
+            seen[latest.name], latest = latest, latest.cause
+        if latest is not None:
+            later = seen[latest.name]
+            least_s = (later.time_s - latest.time_s) / (later.iteration - latest.iteration)
+        return least_s if most_s <= least_s * (1 + PERIODIC) else None
+
+    def _check_all_done(self, position: Mapping[str, int]) -> None:
+        """Raise InputError where a worker waits for what is never sent."""
+        stuck = [
+            f"{worker} waits at action {position[worker] + 1} ({actions[position[worker]]})"
+            for worker, actions in self.program.actions.items()
+            if position[worker] < len(actions)
+        ]
+        if stuck:
+            raise InputError(f"program: deadlocks: {_some(stuck)}; each must be sent before its receiver can go on")
+
+    def check_all_read(self) -> None:
+        """Raise InputError where a message has no receive."""
+        unread = [
+            f"{key[0]}, action {place + 1} ({sent})"
+            for key, sends in self.in_flight.items()
+            for _, place, sent in sends
+        ]
+        if unread:
+            raise InputError(f"program: leaves messages unread: {_some(unread)}; each must have a receive")
 
 
 def _some(items: Sequence[str]) -> str:

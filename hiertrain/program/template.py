@@ -6,6 +6,10 @@ What is open is each worker's depth and its own samples; amounts are sums over l
 puts a plan's numbers in, the bounds a range of numbers, and the solver's model variables. Options of the execution are
 passes over the template: none of its readers knows them. ``paper_template`` is the paper's execution (hierarchical
 training stage): input, forward, backward, gradients up the tree, update at the root, weights down the tree.
+
+The paper's iterations begin together, each when the one before has ended everywhere. Overlapped ones do not: tasks wait
+for tasks of earlier iterations, lanes serve the tasks of one iteration after those of the one before, and what counts
+is the *period*, the time from one iteration's end to the next one's in the steady state.
 """
 
 from dataclasses import dataclass
@@ -29,6 +33,7 @@ class After:
     task: int  # place in the template
     left: Boundary = None
     at: Boundary = None
+    ago: int = 0  # of the iteration so many before
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Message:
     encoding: str
     after: tuple[After, ...]
     deepest: int  # boundary at which there is such a message; beyond it nobody waits, and its size is 0
+    ahead: int = 0  # it is for the iteration so many later
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,19 @@ Task = Pass | Message | Update
 
 @dataclass(frozen=True)
 class Template:
-    """The tasks of a tree of active workers. Whatever a task waits for stands before it."""
+    """The tasks of a tree of active workers. Whatever a task waits for within an iteration stands before it."""
 
     tree: Tree
     depth: int  # N
     tasks: tuple[Task, ...]
+    overlapped: bool = False  # iterations are not separated
 
     def __post_init__(self) -> None:
         """What its readers rely on, whatever a pass of an option makes of it."""
         children = self.tree.children_of
         for number, task in enumerate(self.tasks):
-            assert all(after.task < number for after in task.after), f"{task} waits for what stands after it"
+            assert all(after.task < number or after.ago for after in task.after), f"{task} waits for what stands after"
+            assert self.overlapped or not any(after.ago for after in task.after), f"{task} waits for another iteration"
             if isinstance(task, Pass):
                 assert all(after.at in (task.start, *children[task.worker]) for after in task.after), task
             elif isinstance(task, Message):
@@ -111,15 +119,18 @@ class Template:
                 assert not any(task.size.each[task.deepest + 1 :] + task.size.fixed[task.deepest + 1 :]), task
 
     @cached_property
-    def _queued(self) -> tuple[tuple[int, ...], ...]:
-        """For each message, those before it on its lane; empty for other tasks."""
+    def lanes(self) -> dict[tuple[str, str], list[int]]:
+        """The messages of each direction of a link, in their order."""
         lanes: dict[tuple[str, str], list[int]] = {}
-        found = []
         for number, task in enumerate(self.tasks):
-            lane = lanes.setdefault((task.source, task.target), []) if isinstance(task, Message) else []
-            found.append(tuple(lane))
-            lane.append(number)
-        return tuple(found)
+            if isinstance(task, Message):
+                lanes.setdefault((task.source, task.target), []).append(number)
+        return lanes
+
+    @cached_property
+    def most_ago(self) -> int:
+        """How many iterations back any task waits for."""
+        return max((after.ago for task in self.tasks for after in task.after), default=0)
 
     @cached_property
     def last(self) -> tuple[int, ...]:
@@ -127,35 +138,46 @@ class Template:
         awaited = {after.task for task in self.tasks for after in task.after}
         return tuple(number for number in range(len(self.tasks)) if number not in awaited)
 
-    def delays(self, number: int, credit: bool) -> list[tuple[int, bool]]:
+    def delays(self, number: int, credit: bool) -> list[tuple[int, int, bool]]:
         """The messages before one on its lane, the last of them first, and whether it may have to wait for each.
 
-        On a link without ``credit`` it need not wait for those before which it is never ready; who waits for one may,
-        behind that, wait for all before it. Those after the last that it may wait for are left out.
+        Each with how many iterations ago it was sent: of overlapped ones those of the iteration before stand there,
+        too. (All between two of the same message leave within a period, so that none further back can delay it more.)
+        On a link without ``credit`` a message need not wait for those before which it is never ready; who waits for one
+        may, behind that, wait for all before it. Those after the last that it may wait for are left out.
         """
+        message = self.tasks[number]
+        assert isinstance(message, Message)
+        lane = self.lanes[message.source, message.target]
+        place = lane.index(number)
+        before = [(other, 0) for other in reversed(lane[:place])]
+        if self.overlapped:
+            before += [(other, 1) for other in reversed(lane[place + 1 :])]
         found, waits = [], credit
-        for other in reversed(self._queued[number]):
-            waits = waits or not self._follows(number, other)
-            found.append((other, waits))
+        for other, ago in before:
+            waits = waits or not self._follows(number, other, ago)
+            found.append((other, ago, waits))
         return found if waits else []
 
-    def _follows(self, later: int, earlier: int) -> bool:
-        """Whether one message is never ready before another, if that is sent at all, has arrived."""
+    def _follows(self, later: int, earlier: int, ago: int) -> bool:
+        """Whether one message is never ready before another of some iterations ago, if sent at all, has arrived."""
         message = self.tasks[earlier]
         assert isinstance(message, Message)
-        seen, open_ = set(), [later]
+        seen, open_ = set(), [(later, 0)]
         while open_:
-            for number in {after.task for after in self.tasks[open_.pop()].after} - seen:
-                if number == earlier:
+            number, back = open_.pop()
+            awaited = {(after.task, back + after.ago) for after in self.tasks[number].after}
+            for other, before in {(other, before) for other, before in awaited if before <= ago} - seen:
+                if (other, before) == (earlier, ago):
                     return True
-                seen.add(number)
-                task = self.tasks[number]
+                seen.add((other, before))
+                task = self.tasks[other]
                 # Who waits for a message that may not be there may not wait at all.
                 there = True
                 if isinstance(task, Message) and task.deepest < self.depth:
                     there = task.boundary == message.boundary and task.deepest >= message.deepest
                 if there:
-                    open_.append(number)
+                    open_.append((other, before))
         return False
 
 

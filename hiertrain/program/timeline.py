@@ -1,6 +1,6 @@
 """What a simulation or a run comes to: when each worker did which action. Times in seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hiertrain.program.actions import Action
 
@@ -18,10 +18,19 @@ class Span:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The spans of one iteration, predicted or measured; the iteration starts at 0."""
+    """The spans of one iteration, predicted or measured; the iteration starts at 0.
+
+    Of overlapped iterations it starts where the one before ended on the worker that updates. Spans reach into the next
+    ones then: what is sent ahead, and what others do after the update.
+    """
 
     spans: tuple[Span, ...]
+    period_s: float  # from the end of one iteration to the end of the next one
 
-    @property
-    def makespan_s(self) -> float:
-        return max((span.end_s for span in self.spans), default=0.0)
+    def repeated(self, iterations: int) -> tuple[Span, ...]:
+        """The spans of so many iterations in the steady state, one after the other."""
+        return tuple(
+            replace(span, start_s=span.start_s + number * self.period_s, end_s=span.end_s + number * self.period_s)
+            for number in range(iterations)
+            for span in self.spans
+        )

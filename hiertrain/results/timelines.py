@@ -40,7 +40,7 @@ def prediction_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Ti
     rows = []
     for name, run in runs.items():
         low, median, high = np.quantile(run.steady_s, [0.25, 0.5, 0.75]) * 1e3
-        predicted_ms = predicted[name].makespan_s * 1e3
+        predicted_ms = predicted[name].period_s * 1e3
         rows.append(
             {
                 "plan": name,

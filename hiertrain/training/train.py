@@ -86,7 +86,7 @@ def watch(
 
 def train_jobs(testbed: Testbed, problem: Problem, program: Program, training: Training) -> dict[str, TrainJob]:
     """What each participant is asked to do. A message may take three predicted iterations before it counts as lost."""
-    predicted_s = simulate(program, problem.profile, problem.network).makespan_s
+    predicted_s = simulate(program, problem.profile, problem.network).period_s
     group = testbed.group(tuple(program.actions), timeout_s=3 * predicted_s)
     return {
         name: TrainJob(

@@ -49,7 +49,7 @@ def all_chains(problem: Problem, order: tuple[str, ...]) -> Iterator[Plan]:
 
 def simulated_s(problem: Problem, plan: Plan) -> float:
     program = compile_plan(plan, problem.profile.chain, problem.execution)
-    return simulate(program, problem.profile, problem.network).makespan_s
+    return simulate(program, problem.profile, problem.network).period_s
 
 
 def check_fastest(problem: Problem, plan: Plan, rivals: list[Plan]) -> None:

@@ -75,7 +75,7 @@ def check_programme(problem: Problem, star: Candidate) -> None:
     Not longer at least, where raw samples may come late to a root without any.
     """
     program = compile_plan(star.plan(problem), problem.profile.chain, problem.execution)
-    time_s = simulate(program, problem.profile, problem.network).makespan_s
+    time_s = simulate(program, problem.profile, problem.network).period_s
     programmes = lp_rounding._Programmes(problem, star.tree.workers, np.array([star.depths]).T)
     unit_s = time_s / 1e4 or 1.0
     rows = programmes.rows(unit_s)[0]

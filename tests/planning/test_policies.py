@@ -115,7 +115,7 @@ def linear(problem: Problem) -> Problem:
 
 def simulated_s(problem: Problem, plan: Plan) -> float:
     program = compile_plan(plan, problem.profile.chain, problem.execution)
-    return simulate(program, problem.profile, problem.network).makespan_s
+    return simulate(program, problem.profile, problem.network).period_s
 
 
 @settings(max_examples=15)

@@ -31,10 +31,10 @@ def run_as_predicted() -> TrainingRun:
     for name in PROGRAM.actions:
         spans = sorted((span for span in PREDICTED.spans if span.worker == name), key=lambda span: span.position)
         for number in range(3):
-            start_s = number * PREDICTED.makespan_s
+            start_s = number * PREDICTED.period_s
             times_s = tuple((start_s + span.start_s, start_s + span.end_s) for span in spans)
             done.setdefault(name, []).append(
-                Iteration(loss=1, started_s=start_s, ended_s=start_s + PREDICTED.makespan_s, spans=times_s, late_s=0)
+                Iteration(loss=1, started_s=start_s, ended_s=start_s + PREDICTED.period_s, spans=times_s, late_s=0)
             )
     return TrainingRun(PROGRAM, done, dict.fromkeys(done, ()), {})
 

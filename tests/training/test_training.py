@@ -343,7 +343,7 @@ def test_a_run_reports_spans_losses_and_accuracy(testbed: Testbed) -> None:
     assert trained > accuracy(build_model("lenet5", dataset.sample_shape), dataset)
 
     timeline = run.timeline(5)
-    assert 0 < timeline.makespan_s <= run.iteration_s[5]
+    assert 0 < timeline.period_s <= run.iteration_s[5]
     assert run.late_share == 0  # nothing is paced
     assert run.clock_error_s == 0  # one machine, one clock
     assert {span.worker for span in timeline.spans} == set(WORKERS)
@@ -492,7 +492,7 @@ def test_a_long_run_keeps_the_spans_of_a_bounded_number_of_iterations(monkeypatc
     assert run.losses == tuple(2.0 * number for number in range(1, 101))
     assert len(run.iteration_s) == 100
     assert run.typical == 64
-    assert run.timeline(64).makespan_s == pytest.approx(0.2)
+    assert run.timeline(64).period_s == pytest.approx(0.2)
     with pytest.raises(InputError, match="iteration 65: its spans were not kept"):
         run.timeline(65)
 
