@@ -102,7 +102,10 @@ def test_no_bound_is_above_the_simulated_time(execution: Execution, data: st.Dat
     problem = replace(data.draw(problems(workers=3)), execution=execution)
     tree, only, plan = any_plan(data, problem)
     time_s, evaluator = iteration_s(problem, plan), Evaluator(problem, tree)
-    assert evaluator.bounds_s(only)[0] == pytest.approx(time_s, rel=1e-9, abs=1e-15)
+    bound_s = evaluator.bounds_s(only)[0]
+    assert bound_s <= time_s * (1 + 1e-12)
+    if not execution.prefetch:  # a period may take many iterations to show
+        assert bound_s == pytest.approx(time_s, rel=1e-9, abs=1e-15)
     margin = np.array([[data.draw(st.integers(0, 3))] for _ in tree.workers])
     wider = Boxes(only.depths, np.maximum(only.low - margin, 0), only.high + margin)
     assert evaluator.bounds_s(wider)[0] <= time_s * (1 + 1e-12)

@@ -8,6 +8,7 @@ bytes. Arrays have the shape (k, P), for the k workers of the tree in its order 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,13 @@ class _Way:
     burst_bytes: float
 
 
+class _Moments(NamedTuple):
+    """When things happen in one iteration, in seconds; each (P,). What is not there has long since happened."""
+
+    ready: dict[int, Floats]  # messages
+    passed: dict[tuple[int, Boundary], Floats]  # each task, each of its boundaries
+
+
 class _Stages(NamedTuple):
     """The stages of one worker's pass: children shallowest first, where each begins and ends, and its samples."""
 
@@ -129,7 +137,7 @@ class Evaluator:
         self.ways = {number: _way(problem, task.source, task.target) for number, task in messages.items()}
         # A message waits for itself to leave, too.
         self.delays = {
-            number: [(number, True), *self.template.delays(number, way.burst_bytes > 0)]
+            number: [(number, 0, True), *self.template.delays(number, way.burst_bytes > 0)]
             for number, way in self.ways.items()
         }
         # Several messages are of one size, which is computed once.
@@ -170,8 +178,7 @@ class _Evaluation:
         self.enough = np.ones(boxes.depths.shape[1], dtype=bool)  # whether each layer may have samples enough
         self.stages = {name: self._stages(position) for position, name in enumerate(workers)}
         self.sizes: dict[int, Floats] = {}
-        self.ready: dict[int, Floats] = {}  # of messages
-        self.passed: dict[tuple[int, Boundary], Floats] = {}  # when each task has passed each of its boundaries
+        self.iterations = [_Moments({}, {})]
 
     def _least(self, low: Integers, high: Integers) -> Integers:
         """The least number of samples of a group of workers: what all others together can at most take is missing."""
@@ -198,24 +205,58 @@ class _Evaluation:
         return _Stages(order, cuts, least)
 
     def bounds_s(self) -> Floats:
-        """The latest end of all tasks."""
+        """The latest end of all tasks, or the period of overlapped iterations."""
+        self._iterate()
+        if not self.at.template.overlapped:
+            bound = self._ready(tuple(After(number) for number in self.at.template.last))
+        else:
+            bound = self._period_s()
+        return np.where(self._fits(), bound, np.inf)
+
+    def _iterate(self) -> None:
+        """One more iteration: all tasks, in their order."""
+        now = _Moments({}, {})
+        self.iterations.append(now)
         for number, task in enumerate(self.at.template.tasks):
             match task:
                 case Pass():
                     self._pass(number, task)
                 case Message():
-                    self.ready[number] = self._ready(task.after)
-                    self.passed[number, None] = self._arrival(number)
+                    now.ready[number] = self._ready(task.after)
+                    now.passed[number, None] = self._arrival(number)
                 case Update():
-                    self.passed[number, None] = self._ready(task.after) + self.at.update_s[task.worker]
-        end = self._ready(tuple(After(number) for number in self.at.template.last))
-        return np.where(self._fits(), end, np.inf)
+                    now.passed[number, None] = self._ready(task.after) + self.at.update_s[task.worker]
+
+    def _period_s(self) -> Floats:
+        """What each lane transmits in an iteration, or by how much everything comes later than in the one before.
+
+        By more than the period nothing comes later at last, and everything together never does (max-plus algebra: the
+        least increment bounds the eigenvalue from below, also where it is that of faster tasks than all).
+        """
+        load = np.zeros(self.boxes.depths.shape[1])
+        for lane in self.at.template.lanes.values():
+            size = sum((self._size(number) for number in lane), np.zeros(1))
+            load = np.maximum(load, self.at.ways[lane[0]].byte_s * size)
+        for _ in range(self.at.template.most_ago):
+            self._iterate()
+        least = np.full_like(load, np.inf)
+        for before, after in pairwise(self.iterations[-self.at.template.most_ago - 1 :]):
+            for earlier, later in ((before.ready, after.ready), (before.passed, after.passed)):
+                for key, moment in later.items():
+                    least = np.minimum(least, moment - earlier[key])
+        return np.maximum(load, least)
+
+    def _at(self, ago: int) -> _Moments:
+        """The iteration so many before the one that is evaluated; the first one stands for all before it."""
+        return self.iterations[max(0, len(self.iterations) - 1 - ago)]
 
     def _ready(self, afters: Iterable[After]) -> Floats:
         """When the last of what is waited for has passed."""
         ready = np.zeros(self.boxes.depths.shape[1])
         for after in afters:
-            passed = self.passed[after.task, after.left]
+            passed = self._at(after.ago).passed.get((after.task, after.left))
+            if passed is None:
+                continue
             awaited = self.at.template.tasks[after.task]
             if isinstance(awaited, Message) and awaited.deepest < self.at.depth:
                 passed = passed * (self.depth[awaited.boundary] <= awaited.deepest)
@@ -242,9 +283,10 @@ class _Evaluation:
                     now = np.maximum(now, np.take_along_axis(taken, child, axis=0)[0])
                 else:
                     np.put_along_axis(left, child, now[np.newaxis], axis=0)
-        self.passed[number, task.end] = now
+        passed = self.iterations[-1].passed
+        passed[number, task.end] = now
         if not inside:
-            self.passed |= {(number, child): leave for child, leave in zip(children, left, strict=True)}
+            passed |= {(number, child): leave for child, leave in zip(children, left, strict=True)}
 
     def _size(self, number: int) -> Floats:
         """Bytes of a message, at the least."""
@@ -270,14 +312,14 @@ class _Evaluation:
         latency + max over k of (ready_k + max(0, 8 (x_k + .. + x_last) / bandwidth - credit)); an empty one when it is
         ready.
         """
-        way, own = self.at.ways[number], self._size(number)
-        arrival, size = self.ready[number], np.zeros(1)
-        for earlier, waits in self.at.delays[number]:
+        way, own, ready = self.at.ways[number], self._size(number), self.iterations[-1].ready[number]
+        arrival, size = ready, np.zeros(1)
+        for earlier, ago, waits in self.at.delays[number]:
             size = size + self._size(earlier)
-            if waits:
+            if waits and earlier in self._at(ago).ready:
                 excess = np.maximum(size - way.burst_bytes, 0.0) if way.burst_bytes else size
-                arrival = np.maximum(arrival, self.ready[earlier] + way.byte_s * excess)
-        return np.where(own > 0, arrival + way.latency_s, self.ready[number])
+                arrival = np.maximum(arrival, self._at(ago).ready[earlier] + way.byte_s * excess)
+        return np.where(own > 0, arrival + way.latency_s, ready)
 
     def _fits(self) -> Mask:
         """Whether each box may keep the memory limits, and give each layer samples enough."""

@@ -22,6 +22,9 @@ from hiertrain.program.template import Message, Template
 
 # Times that differ by a smaller share than this are the same to the solver.
 TIE = 5e-7
+# In an overlapped iteration nothing happens a period before its update or earlier, nor two after it or later: what is
+# sent ahead arrives there. So many periods hold it all.
+OVERLAP = 4
 # Coefficients stay below this, whatever the sizes: sums over samples and layers then fit 64 bits.
 LARGEST_SUM = 2**61
 
@@ -52,6 +55,7 @@ class IntegerCosts:
 
     unit_s: float
     limit: int  # of the time of an iteration: longer ones are of no use
+    horizon: int  # of when anything happens in it
     template: Template
     bends: list[list[list[int]]]  # (k, N): the numbers of samples at which a piece of the layer's costs ends
     fixed: dict[tuple[Op, str], Integers]  # by operation and worker; (N,)
@@ -73,13 +77,15 @@ def _lost(problem: Problem, tree: Tree) -> int:
 def scale(problem: Problem, tree: Tree) -> int:
     """How many units the best known time has: so many that less than TIE / 2 of it is lost."""
     lost = _lost(problem, tree)
-    return min(int(2 * lost / TIE), LARGEST_SUM // lost)
+    return min(int(2 * lost / TIE), LARGEST_SUM // (lost * OVERLAP))
 
 
 def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -> IntegerCosts:
     """The arrays for plans of the tree that take at most ``limit_s``, near the best known time ``best_s`` > 0."""
     unit_s = max(best_s / scale(problem, tree), np.finfo(float).tiny)
     limit = int(limit_s / unit_s)
+    template = template_of(tree, problem.profile.chain, problem.data_holder, problem.execution)
+    horizon = limit * OVERLAP if template.overlapped else limit
 
     workers = [problem.profile.worker(name).layers for name in tree.workers]
     bends = [
@@ -88,7 +94,7 @@ def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -
     ]
 
     def whole(times_s: list[float]) -> Integers:
-        return _whole(np.array(times_s), unit_s, limit + 1)
+        return _whole(np.array(times_s), unit_s, horizon + 1)
 
     fixed, each = {}, {}
     for name, worker, ends in zip(tree.workers, workers, bends, strict=True):
@@ -96,7 +102,6 @@ def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -
             costs = [getattr(layer, op) for layer in worker]
             fixed[op, name] = whole([cost.fixed_s for cost in costs])
             each[op, name] = whole([cost.slope_s(n) for cost, own in zip(costs, ends, strict=True) for n in (0, *own)])
-    template = template_of(tree, problem.profile.chain, problem.data_holder, problem.execution)
     messages = {number: task for number, task in enumerate(template.tasks) if isinstance(task, Message)}
     most_bytes: dict[tuple[str, str], int] = defaultdict(int)  # more credit than that is of no use
     for task in messages.values():
@@ -105,13 +110,14 @@ def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -
     return IntegerCosts(
         unit_s=unit_s,
         limit=limit,
+        horizon=horizon,
         template=template,
         bends=bends,
         fixed=fixed,
         each=each,
         update={name: int(whole([problem.profile.worker(name).update_s])[0]) for name in tree.workers},
         sent={
-            number: _sent(problem, task, most_bytes[task.source, task.target], unit_s, limit, largest)
+            number: _sent(problem, task, most_bytes[task.source, task.target], unit_s, horizon, largest)
             for number, task in messages.items()
         },
     )
@@ -123,7 +129,7 @@ def _whole(amounts: Floats, unit: float, most: int) -> Integers:
         return np.floor(np.minimum(amounts / unit, most)).astype(np.int64)
 
 
-def _sent(problem: Problem, message: Message, most_bytes: int, unit_s: float, limit: int, largest: int) -> Sent:
+def _sent(problem: Problem, message: Message, most_bytes: int, unit_s: float, horizon: int, largest: int) -> Sent:
     """A message in whole numbers; ``most_bytes``: that its lane ever carries; ``largest``: of the credit in units."""
     fixed, each = np.array(message.size.fixed, dtype=float), np.array(message.size.each, dtype=float)
     link = problem.network.find(message.source, message.target)
@@ -132,20 +138,20 @@ def _sent(problem: Problem, message: Message, most_bytes: int, unit_s: float, li
         latency_s, byte_s = min(link.latency_s, LONGEST_S), min(link.transmission_s(1), LONGEST_S)
         burst_bytes = min(link.burst_bytes, float(most_bytes))
     in_bytes = burst_bytes * byte_s / unit_s > largest and byte_s >= unit_s
-    grain = int(_whole(np.array(byte_s), unit_s, limit + 1)) if in_bytes else 1
+    grain = int(_whole(np.array(byte_s), unit_s, horizon + 1)) if in_bytes else 1
     # The credit is rounded up, so that the time is not.
     credit = math.ceil(burst_bytes if in_bytes else burst_bytes * byte_s / unit_s)
 
     def grains(sizes: Floats) -> Integers:
         amounts, unit = (sizes, 1.0) if in_bytes else (sizes * byte_s, unit_s)
-        return _whole(amounts, unit, limit // grain + credit + 1)
+        return _whole(amounts, unit, horizon // grain + credit + 1)
 
     idle_s = latency_s * (fixed > 0) + byte_s * np.maximum(fixed - burst_bytes, 0.0)
     return Sent(
         grain=grain,
         credit=credit,
-        latency=int(_whole(np.array(latency_s), unit_s, limit + 1)) * ((fixed > 0) | (each > 0)),
+        latency=int(_whole(np.array(latency_s), unit_s, horizon + 1)) * ((fixed > 0) | (each > 0)),
         fixed=grains(fixed),
         each=grains(each),
-        idle=_whole(idle_s, unit_s, limit + 1),
+        idle=_whole(idle_s, unit_s, horizon + 1),
     )

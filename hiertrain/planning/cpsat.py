@@ -172,6 +172,9 @@ class _Bound:
 class _Timing:
     """The template's tasks in whole units of time: one inequality for each thing that a task waits for.
 
+    Overlapped iterations all look alike, each T after the one before: what a task waits for in an earlier one happened
+    so many T before. There are such times if and only if no path that comes back takes longer (a periodic schedule).
+
     What a pass takes from one boundary to another is a sum over its layers: events for every layer, linked one by one,
     say the same and take longer to prove.
     """
@@ -181,26 +184,54 @@ class _Timing:
         self.template, self.tree = costs.template, costs.template.tree
         self.place = {name: position for position, name in enumerate(self.tree.workers)}
         self.passed: dict[tuple[int, Boundary], list[_Bound]] = {}  # each task, each of its boundaries
+        overlapped = self.template.overlapped
+        # T, which may be rounded up where a path leads through several iterations.
+        self.time = model.new_int_var(0, costs.limit + overlapped, "time")
+        afters = (after for task in self.template.tasks for after in task.after if after.ago)
+        self.awaited = {  # by tasks of later iterations
+            (after.task, after.left): model.new_int_var(0, self.costs.horizon, f"passed {after.task}")
+            for after in afters
+        }
         self.ready: dict[int, Expression] = {}  # of messages
+        for lane in self.template.lanes.values() if overlapped else ():
+            self.ready |= {number: model.new_int_var(0, self.costs.horizon, f"ready {number}") for number in lane}
 
     def add(self) -> cp_model.IntVar:
-        """Add all tasks; returns T, the end of the last."""
+        """Add all tasks; returns T, the end of the last, or the period of overlapped iterations."""
         for number, task in enumerate(self.template.tasks):
             match task:
                 case Pass():
                     self._add_pass(number, task)
                 case Message():
-                    self.ready[number] = self._event(f"ready {number}", self._bounds(task.after))
+                    self._add_ready(number, task)
                     self.passed[number, None] = self._arrival(number, task)
                 case Update():
                     ready = self._event(f"gradients {number}", self._bounds(task.after))
                     self.passed[number, None] = [_Bound(ready + self.costs.update[task.worker])]
-        time = self.model.new_int_var(0, self.costs.limit, "time")
-        self._require(time, [bound for last in self.template.last for bound in self.passed[last, None]])
-        return time
+        for key, moment in self.awaited.items():
+            self._require(moment, self.passed[key])
+        if self.template.overlapped:
+            for lane in self.template.lanes.values():
+                self.model.add(self.time >= self.costs.sent[lane[0]].grain * _sum([self._grains(n) for n in lane]))
+        else:
+            self._require(self.time, [bound for last in self.template.last for bound in self.passed[last, None]])
+        return self.time
 
     def _bounds(self, afters: Iterable[After]) -> list[_Bound]:
-        return [bound for after in afters for bound in self.passed[after.task, after.left]]
+        found = []
+        for after in afters:
+            if after.ago:
+                found.append(_Bound(self.awaited[after.task, after.left] - after.ago * self.time))
+            else:
+                found += self.passed[after.task, after.left]
+        return found
+
+    def _add_ready(self, number: int, message: Message) -> None:
+        bounds = self._bounds(message.after)
+        if number in self.ready:
+            self._require(cast(cp_model.IntVar, self.ready[number]), bounds)
+        else:
+            self.ready[number] = self._event(f"ready {number}", bounds)
 
     def _require(self, time: cp_model.IntVar, bounds: list[_Bound], more: Expression = 0) -> None:
         for bound in bounds:
@@ -214,7 +245,7 @@ class _Timing:
             return 0
         if len(bounds) == 1 and bounds[0].unless is None:
             return bounds[0].time
-        time = self.model.new_int_var(0, self.costs.limit, name)
+        time = self.model.new_int_var(0, self.costs.horizon, name)
         self._require(time, bounds)
         return time
 
@@ -233,7 +264,7 @@ class _Timing:
             for child in self.tree.children[position]
         }
         if inside:
-            bounds, end = [_Bound(end)], self.model.new_int_var(0, self.costs.limit, f"end {number}")
+            bounds, end = [_Bound(end)], self.model.new_int_var(0, self.costs.horizon, f"end {number}")
             self._require(end, bounds)
             for after in inside:
                 assert after.at is not None
@@ -243,7 +274,10 @@ class _Timing:
         self.passed[number, task.end] = [_Bound(end)]
 
     def _arrival(self, number: int, message: Message) -> list[_Bound]:
-        """Behind each message before it on its lane, unless that has long since arrived: the rule of ``Network``."""
+        """Behind each message before it on its lane, unless that has long since arrived: the rule of ``Network``.
+
+        Where it is empty, it waits for nothing but being ready.
+        """
         sent = self.costs.sent[number]
         absent = None
         if message.deepest < self.template.depth and message.boundary is not None:
@@ -253,19 +287,35 @@ class _Timing:
         else:
             first = self.ready[number] + self._at(message, sent.idle)
         found, sizes = [_Bound(first, absent)], [self._grains(number)]
-        for earlier, waits in self.template.delays(number, sent.credit > 0):
+        empty = self._empty(message)
+        for earlier, ago, waits in self.template.delays(number, sent.credit > 0):
             sizes.append(self._grains(earlier))
             if waits:
                 late = self._at(message, sent.latency) + self._late(sent, *sizes)
-                found.append(_Bound(self.ready[earlier] + late, absent))
+                found.append(_Bound(self.ready[earlier] + late - ago * self.time, empty))
         return found
+
+    def _empty(self, message: Message) -> cp_model.IntVar | None:
+        """Whether its boundary is one at which nothing is sent; None: there is none."""
+        if message.boundary is None:
+            return None
+        reaches = [*self.variables.reaches[self.place[message.boundary]], 0]
+        sizes = zip(message.size.fixed[1:], message.size.each[1:], strict=True)
+        depths = [depth for depth, size in enumerate(sizes, 1) if not any(size)]
+        if not depths:
+            return None
+        if depths == list(range(message.deepest + 1, self.template.depth + 1)):
+            return self.variables.reaches[self.place[message.boundary]][message.deepest]
+        empty = self.model.new_bool_var("empty")
+        self.model.add(empty == _sum([reaches[depth - 1] - reaches[depth] for depth in depths]))
+        return empty
 
     def _late(self, sent: Sent, *grains: Expression) -> Expression:
         """From when the first of the messages was ready until all have left; at least 0."""
         total = _sum(grains)
         if not sent.credit:
             return sent.grain * total
-        late = self.model.new_int_var(0, self.costs.limit // sent.grain, "late")
+        late = self.model.new_int_var(0, self.costs.horizon // sent.grain, "late")
         self.model.add(late >= total - sent.credit)
         return sent.grain * late
 
@@ -338,7 +388,8 @@ def solve_tree(
     if status == cp_model.INFEASIBLE:
         return Solved(None, limit_s, none_within=True)
     found = _candidate(solver, tree, variables) if status in (cp_model.OPTIMAL, cp_model.FEASIBLE) else None
-    return Solved(found, min(limit_s, solver.best_objective_bound * costs.unit_s), none_within=False)
+    bound = max(0.0, solver.best_objective_bound - costs.template.overlapped)  # where the time may be rounded up
+    return Solved(found, min(limit_s, bound * costs.unit_s), none_within=False)
 
 
 def any_plan(problem: Problem, tree: Tree, solver: cp_model.CpSolver) -> tuple[Candidate | None, bool]:

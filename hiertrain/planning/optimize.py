@@ -194,7 +194,9 @@ def _prove(search: _Search, searched: Searched, seed: int) -> None:
     The bounds drop only what is slower than a tie, so that ties are left to the model.
     """
     for attempt in count():
-        if len(searched.tree.workers) == 1 or search.late:  # a single worker has a single plan
+        if len(searched.tree.workers) == 1:  # a single worker has a single plan
+            searched.bound_s = max(searched.bound_s, searched.time_s)
+        if len(searched.tree.workers) == 1 or search.late:
             return
         best_s = least_s(search.trees)
         searched.narrow(search.problem, search.limit_s)

@@ -8,7 +8,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import NamedTuple
 
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Plan
@@ -67,16 +67,15 @@ def simulate(program: Program, profile: Profile, network: Network) -> Timeline:
         spans = replay.iterate(0)
         return Timeline(spans, max((span.end_s for span in spans), default=0.0))
     root = next(name for name in program.actions if program.part(name).updates)
-    begun_s, last_s, spans, period_s = 0.0, 0.0, (), None
+    ends_s, spans, steady = [0.0], (), None
     for iteration in range(-MOST_AHEAD, MOST_SIMULATED):
-        begun_s = replay.clock[root].time_s
         spans = replay.iterate(iteration)
-        last_s = replay.clock[root].time_s - begun_s
-        period_s = replay.period_s() if period_s is None else period_s
-        if period_s is not None and last_s >= period_s * (1 - PERIODIC):
+        ends_s.append(replay.clock[root].time_s)
+        steady = steady or replay.steady()
+        if steady is not None and ends_s[-1] - ends_s[-1 - steady.iterations] >= steady.time_s * (1 - PERIODIC):
             break
-    moved = (replace(span, start_s=span.start_s - begun_s, end_s=span.end_s - begun_s) for span in spans)
-    return Timeline(tuple(moved), last_s if period_s is None else period_s)
+    moved = (replace(span, start_s=span.start_s - ends_s[-2], end_s=span.end_s - ends_s[-2]) for span in spans)
+    return Timeline(tuple(moved), steady.time_s / steady.iterations if steady else ends_s[-1] - ends_s[-2])
 
 
 def iteration_s(problem: Problem, plan: Plan) -> float:
@@ -105,6 +104,13 @@ class _Event:
     iteration: int
     time_s: float
     cause: "_Event | None"
+
+
+class _Cycle(NamedTuple):
+    """A path of causes that comes back to the same event, so many iterations later."""
+
+    time_s: float
+    iterations: int
 
 
 class _Lane:
@@ -147,7 +153,7 @@ class _Replay:
         self.clock = {name: _Event((name, "begin", ""), -MOST_AHEAD - 1, 0.0, None) for name in program.actions}
         self.lanes: dict[tuple[str, str], _Lane] = {}
         self.in_flight: dict[tuple[str, str, Role | None], deque[tuple[_Event, int, Action]]] = defaultdict(deque)
-        self.events: deque[dict[tuple[str, str | int, str], _Event]] = deque(maxlen=MOST_AHEAD + 1)
+        self.events: list[dict[tuple[str, str | int, str], _Event]] = []  # of each iteration
 
     def iterate(self, iteration: int, last: int | None = None) -> tuple[Span, ...]:
         """One iteration; before the first, at 0, and after the ``last`` one only what is sent ahead between both."""
@@ -212,27 +218,34 @@ class _Replay:
             self.clock[worker] = self._event((worker, position, ""), end_s, now)
         return Span(worker, position, action, start_s, end_s)
 
-    def period_s(self) -> float | None:
-        """The period, once it is certain; None before.
+    def steady(self) -> "_Cycle | None":
+        """What every iteration waits for in the steady state, once it is certain; None before.
 
         A path of causes that comes back to the same event of an earlier iteration says that no period is shorter than
-        what it takes per iteration. None is longer than the most by which any event comes later than in the iteration
-        before, as long as messages on the way have been there so long (max-plus algebra: bounds on the eigenvalue).
+        what it takes per iteration. None is longer where no event comes later than that after an event of so many
+        iterations before, as long as messages are under way (max-plus algebra: both bound the eigenvalue).
         """
-        if len(self.events) < self.events.maxlen or any(own.keys() != self.events[0].keys() for own in self.events):
-            return None
-        most_s, latest = -math.inf, None
-        for before, after in pairwise(self.events):
-            for name, event in after.items():
-                if event.time_s - before[name].time_s >= most_s:
-                    most_s, latest = event.time_s - before[name].time_s, event
-        least_s, seen = 0.0, dict[tuple[str, str | int, str], _Event]()
+        latest = max(self.events[-1].values(), key=self._later_s, default=None)
+        seen = dict[tuple[str, str | int, str], _Event]()
         while latest is not None and latest.name not in seen:
             seen[latest.name], latest = latest, latest.cause
-        if latest is not None:
-            later = seen[latest.name]
-            least_s = (later.time_s - latest.time_s) / (later.iteration - latest.iteration)
-        return least_s if most_s <= least_s * (1 + PERIODIC) else None
+        if latest is None:
+            return None
+        later = seen[latest.name]
+        cycle = _Cycle(later.time_s - latest.time_s, later.iteration - latest.iteration)
+        if len(self.events) < 2 * MOST_AHEAD + cycle.iterations:  # the first ones only send ahead
+            return None
+        for ago in range(1, MOST_AHEAD + 1):
+            before = self.events[-ago - cycle.iterations]
+            for name, event in self.events[-ago].items():
+                if event.time_s - before[name].time_s > cycle.time_s * (1 + PERIODIC):
+                    return None
+        return cycle
+
+    def _later_s(self, event: _Event) -> float:
+        """By how much an event comes later than in the iteration before."""
+        before = self.events[-2].get(event.name) if len(self.events) > 1 else None
+        return event.time_s - before.time_s if before else 0.0
 
     def _check_all_done(self, position: Mapping[str, int]) -> None:
         """Raise InputError where a worker waits for what is never sent."""

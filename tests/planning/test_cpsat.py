@@ -49,8 +49,10 @@ def draw_box(data: st.DataObject) -> tuple[Problem, Tree, Boxes, Plan]:
 def test_model_and_bounds_equal_the_cost_of_a_plan_and_bounds_hold_for_ranges(data: st.DataObject) -> None:
     problem, tree, only, plan = draw_box(data)
     evaluator = Evaluator(problem, tree)
-    time_s = evaluator.bounds_s(only)[0]
-    assert time_s == pytest.approx(iteration_s(problem, plan), rel=1e-9, abs=1e-15)
+    time_s, bound_s = iteration_s(problem, plan), evaluator.bounds_s(only)[0]
+    assert bound_s <= time_s * (1 + 1e-12)
+    if not problem.execution.prefetch:
+        assert bound_s == pytest.approx(time_s, rel=1e-9, abs=1e-15)
     margin = np.array([[data.draw(st.integers(0, 3))] for _ in tree.workers])
     wider = Boxes(only.depths, np.maximum(only.low - margin, 0), only.high + margin)
     assert evaluator.bounds_s(wider)[0] <= time_s * (1 + 1e-12)
@@ -67,7 +69,8 @@ def check_model(problem: Problem, tree: Tree, only: Boxes, plan: Plan) -> None:
     solver.parameters.presolve_inclusion_work_limit = 0
     assert solver.solve(model) == cp_model.OPTIMAL
     # Rounding only takes away, and at most half of a tie.
-    assert time_s * (1 - TIE / 2) <= solver.objective_value * costs.unit_s <= time_s * (1 + 1e-12)
+    found_s = max(0.0, solver.objective_value - costs.template.overlapped) * costs.unit_s
+    assert time_s * (1 - TIE / 2) <= found_s <= time_s * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("data_holder", ["device", "edge"])
