@@ -132,7 +132,7 @@ class Evaluator:
             for name, own in times.items()
             for op in (Op.FORWARD, Op.BACKWARD)
         }
-        self.update_s = {name: min(own.update_s, LONGEST_S) for name, own in times.items()}
+        self.update_s = {name: _segments([layer.update_s for layer in own.layers]) for name, own in times.items()}
         messages = {number: task for number, task in enumerate(self.template.tasks) if isinstance(task, Message)}
         self.ways = {number: _way(problem, task.source, task.target) for number, task in messages.items()}
         # A message waits for itself to leave, too.
@@ -225,7 +225,8 @@ class _Evaluation:
                     now.ready[number] = self._ready(task.after)
                     now.passed[number, None] = self._arrival(number)
                 case Update():
-                    now.passed[number, None] = self._ready(task.after) + self.at.update_s[task.worker]
+                    first, last = (np.clip(self.depth[end], *task.stretch) for end in (task.below, task.worker))
+                    now.passed[number, None] = self._ready(task.after) + self.at.update_s[task.worker][first, last]
 
     def _period_s(self) -> Floats:
         """What each lane transmits in an iteration, or by how much everything comes later than in the one before.

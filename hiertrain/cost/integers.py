@@ -60,7 +60,7 @@ class IntegerCosts:
     bends: list[list[list[int]]]  # (k, N): the numbers of samples at which a piece of the layer's costs ends
     fixed: dict[tuple[Op, str], Integers]  # by operation and worker; (N,)
     each: dict[tuple[Op, str], Integers]  # (N and the worker's bends,)
-    update: dict[str, int]  # by worker
+    update: dict[str, Integers]  # by worker; (N,)
     sent: dict[int, Sent]  # by the message's place in the template
 
 
@@ -115,7 +115,9 @@ def integer_costs(problem: Problem, tree: Tree, best_s: float, limit_s: float) -
         bends=bends,
         fixed=fixed,
         each=each,
-        update={name: int(whole([problem.profile.worker(name).update_s])[0]) for name in tree.workers},
+        update={
+            name: whole([layer.update_s for layer in own]) for name, own in zip(tree.workers, workers, strict=True)
+        },
         sent={
             number: _sent(problem, task, most_bytes[task.source, task.target], unit_s, horizon, largest)
             for number, task in messages.items()

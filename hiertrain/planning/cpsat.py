@@ -207,7 +207,7 @@ class _Timing:
                     self.passed[number, None] = self._arrival(number, task)
                 case Update():
                     ready = self._event(f"gradients {number}", self._bounds(task.after))
-                    self.passed[number, None] = [_Bound(ready + self.costs.update[task.worker])]
+                    self.passed[number, None] = [_Bound(ready + self._updating(task))]
         for key, moment in self.awaited.items():
             self._require(moment, self.passed[key])
         if self.template.overlapped:
@@ -272,6 +272,13 @@ class _Timing:
         else:
             self.passed |= {(number, child): [_Bound(start + rest)] for child, rest in beyond.items()}
         self.passed[number, task.end] = [_Bound(end)]
+
+    def _updating(self, task: Update) -> Expression:
+        """What an update takes."""
+        stretch, reaches = slice(*task.stretch), self.variables.reaches
+        own = self.costs.update[task.worker][stretch]
+        time = _weighted(reaches[self.place[task.worker]][stretch], own)
+        return time - _weighted(reaches[self.place[task.below]][stretch], own) if task.below else time
 
     def _arrival(self, number: int, message: Message) -> list[_Bound]:
         """Behind each message before it on its lane, unless that has long since arrived: the rule of ``Network``.

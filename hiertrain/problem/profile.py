@@ -156,6 +156,10 @@ class WorkerProfile(Value):
         """Seconds of one optimizer step over all layers."""
         return sum(times.update_s for times in self.layers)
 
+    def updated_s(self, first: int, last: int) -> float:
+        """Seconds of one optimizer step over layers ``first..last`` (1-based, inclusive)."""
+        return sum(times.update_s for times in self.layers[first - 1 : last])
+
     def forward_s(self, first: int, last: int, samples: int) -> float:
         """Seconds for the forward pass of layers ``first..last`` (1-based, inclusive) over ``samples``."""
         return sum(times.forward.seconds(samples) for times in self.layers[first - 1 : last])

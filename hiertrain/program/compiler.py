@@ -68,7 +68,10 @@ class _Lowered:
                     if (op, number) not in elsewhere and not (op == Op.RECEIVE and task.ahead):
                         found[worker] += self._message(op, number)
             else:
-                found[task.worker].append(Action(op=Op.UPDATE, first=1, last=self.template.depth))
+                low, high = task.stretch
+                first, last = max(low, self.depth[task.below]) + 1, min(high, self.depth[task.worker])
+                if first <= last:
+                    found[task.worker].append(Action(op=Op.UPDATE, first=first, last=last))
         return {name: tuple(actions) for name, actions in found.items()}
 
     def _early(self, task: Pass) -> list[int]:

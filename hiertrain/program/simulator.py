@@ -48,7 +48,7 @@ def compute_s(times: WorkerProfile, action: Action) -> float:
         case Op.BACKWARD:
             return times.backward_s(action.first, action.last, action.samples)
         case _:
-            return times.update_s
+            return times.updated_s(action.first, action.last)
 
 
 def simulate(program: Program, profile: Profile, network: Network) -> Timeline:

@@ -85,10 +85,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Update:
-    """The optimizer's step over all layers."""
+    """The optimizer's step over a worker's layers beyond the boundary ``below``, as far as they are in the stretch."""
 
     worker: str
     after: tuple[After, ...]
+    stretch: tuple[int, int]  # from which boundary between layers, 0..N, to which
+    below: Boundary = None
 
 
 Task = Pass | Message | Update
@@ -226,7 +228,7 @@ def paper_template(tree: Tree, chain: Chain, data_holder: str) -> Template:
         if name in parent:
             gradients[name] = at_cut(Role.GRADIENTS, name, parent[name], name, parameters, *summed)
         else:
-            gradients[name] = add(Update(name, summed))  # the root, which has them all
+            gradients[name] = add(Update(name, summed, (0, chain.depth)))  # the root, which has them all
     has_weights = {workers[0]: gradients[workers[0]]}
     for name in workers[1:]:
         ready = After(has_weights[parent[name]])
