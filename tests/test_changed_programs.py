@@ -1,6 +1,7 @@
 """Whatever a person changes in a program: the dry run refuses it, or it trains exactly like one machine."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from hypothesis import event, given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
-from hiertrain.program.actions import Action, Program, Role, Rows, joined
+from hiertrain.program.actions import MOST_AHEAD, Action, Program, Role, Rows, joined
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.dry_run import dry_run
 from hiertrain.program.passes import lossy_layers
@@ -26,7 +27,7 @@ OPTIMIZER = OptimizerSettings(learning_rate=0.05, momentum=0.9)
 GENERATOR = torch.Generator().manual_seed(1)
 BATCHES = [
     (torch.randint(256, (BATCH, *SHAPE), dtype=torch.uint8, generator=GENERATOR), torch.arange(BATCH) % CLASSES)
-    for _ in range(2)
+    for _ in range(4)
 ]
 EXPECTED = single_machine_sgd(build_net(), OPTIMIZER, BATCHES)
 SPLIT = Plan.model_validate(
@@ -43,8 +44,8 @@ Actions = dict[str, list[Action]]
 Change = Callable[[st.DrawFn, Actions, str, int], None]
 
 
-def check_exact(program: Program) -> None:
-    trained, _ = run(program, MODEL, OPTIMIZER, BATCHES)
+def check_exact(program: Program, late: bool = False) -> None:
+    trained, _ = run(program, MODEL, OPTIMIZER, BATCHES, late=late)
     found = {name.split(".", 2)[2]: parameter for name, parameter in trained.named_parameters()}
     for name, parameter in EXPECTED.named_parameters():
         torch.testing.assert_close(found[name], parameter, rtol=0, atol=1e-6)
@@ -121,13 +122,15 @@ CHANGES: tuple[Change, ...] = (
     to("last", lambda _: LAYERS),
     to("encoding", lambda _: st.sampled_from(["uint8", "float32", "scaled-uint8", "float16", None])),
     to("role", lambda _: st.sampled_from([*Role, None])),
+    to("ahead", lambda _: st.integers(0, MOST_AHEAD)),
 )
 
 
 @st.composite
 def changed_programs(draw: st.DrawFn) -> Program:
     plan: Plan = draw(plans(names=NAMES, depth=DEPTH, batch_size=BATCH))
-    execution = Execution(sample_encoding=draw(st.sampled_from(["uint8", "float32"])))
+    encoding: Literal["uint8", "float32"] = draw(st.sampled_from(["uint8", "float32"]))
+    execution = Execution(sample_encoding=encoding, prefetch=draw(st.booleans()))
     program = compile_plan(plan, MODEL.chain, execution)
     actions = {name: list(own) for name, own in program.actions.items()}
     for change in draw(st.lists(st.sampled_from(CHANGES), min_size=1, max_size=2)):
@@ -135,14 +138,15 @@ def changed_programs(draw: st.DrawFn) -> Program:
         if name:
             change(draw, actions, name, draw(st.integers(0, len(actions[name]) - 1)))
             event(change.__name__)
-    changed = program.model_copy(update={"actions": {name: tuple(own) for name, own in actions.items()}})
+    update = {"actions": {name: tuple(own) for name, own in actions.items()}, "overlapped": draw(st.booleans())}
+    changed = program.model_copy(update=update)
     event("in fact the same" if changed == program else "another")
     return changed
 
 
 @settings(max_examples=500)
-@given(changed_programs())
-def test_a_changed_program_is_refused_or_trains_exactly(program: Program) -> None:
+@given(changed_programs(), st.booleans())
+def test_a_changed_program_is_refused_or_trains_exactly(program: Program, late: bool) -> None:
     try:
         dry_run(program, MODEL.chain)
     except InputError as error:
@@ -150,13 +154,13 @@ def test_a_changed_program_is_refused_or_trains_exactly(program: Program) -> Non
         return
     event("trains")
     if not lossy_layers(program, MODEL.chain):
-        check_exact(program)
+        check_exact(program, late)
 
 
 @settings(max_examples=30)
-@given(plans(names=NAMES, depth=DEPTH, batch_size=BATCH))
-def test_what_is_read_from_a_table_trains_exactly(plan: Plan) -> None:
-    program = from_csv(to_csv(compile_plan(plan, MODEL.chain, Execution.paper())))
+@given(plans(names=NAMES, depth=DEPTH, batch_size=BATCH), st.booleans())
+def test_what_is_read_from_a_table_trains_exactly(plan: Plan, prefetch: bool) -> None:
+    program = from_csv(to_csv(compile_plan(plan, MODEL.chain, Execution(prefetch=prefetch))))
     dry_run(program, MODEL.chain)
     check_exact(program)
 

@@ -98,7 +98,8 @@ def _add_planning(command: AddCommand) -> None:
         commands.run_program,
         "write what every worker does in one iteration of a plan, as a table to read and to edit",
         "Prints CSV, one row per action; predict --program and train --program take it, also after a change. Layers "
-        "are 1..5, or 5 for a cut after it; rows of the mini-batch count from 0, both ends included: 0..63 100.",
+        "are 1..5, or 5 for a cut after it; rows of the mini-batch count from 0, both ends included: 0..63 100. "
+        "Where iterations overlap, ahead is for which iteration: 0 is the worker's own, 2 the one after the next.",
     )
     _add_profile(sub)
     _add_execution(sub)

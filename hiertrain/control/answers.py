@@ -75,13 +75,15 @@ class ClockReading(Value):
 class Iteration(Value):
     """One iteration on one worker; times on its monotonic clock, in seconds.
 
-    It starts when all workers are ready: posting the receives and meeting the others before it do not count.
+    It starts when all workers are ready: posting the receives and meeting the others before it do not count. Of
+    overlapped iterations one starts on a worker where the one before has ended there, and may end before what it sent
+    has arrived.
     """
 
     loss: float  # this worker's share of the mean loss; 0 where it computes no loss
     started_s: float
     ended_s: float
-    spans: tuple[tuple[float, float], ...]  # start and end of every action of the worker's program
+    spans: tuple[tuple[float, float], ...]  # start and end of every action; the last ones send nothing ahead
     late_s: Seconds  # by how much paced actions missed their deadlines
 
 

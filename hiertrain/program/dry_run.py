@@ -55,6 +55,8 @@ def _fault(action: Action, worker: str, program: Program, chain: Chain) -> str |
     if message and (action.peer == worker or action.peer not in program.actions):
         others = ", ".join(name for name in program.actions if name != worker)
         return f"peer {action.peer!r}; must be another worker of the program: {others or 'there is none'}"
+    if action.ahead and not (program.overlapped and (action.op, action.role) == (Op.SEND, Role.SAMPLES)):
+        return f"ahead {action.ahead}; only raw samples are sent ahead, and only where iterations overlap"
     return _fault_of_layers(action, chain) or _fault_of_rows(action, program, chain) or _fault_of_size(action, chain)
 
 

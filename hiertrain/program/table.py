@@ -1,9 +1,11 @@
 """A program as a table that a person can read and edit: CSV, one row per action, in the order of each worker.
 
-The columns are worker, op, role, peer, layers, rows, encoding and size_bytes; what does not apply is left empty.
+The columns are worker, op, role, peer, layers, rows, encoding, size_bytes and ahead; what does not apply is left empty.
 Ranges include both ends, as everywhere in print: layers ``1..5`` are computed, or their parameters travel, while
 activations and their gradients have the one layer after which the model is cut, ``5``. Rows of the mini-batch count
 from 0, in the order in which they lie in the tensor: ``0..63 100 110..120``. (Dashes would be dates to a spreadsheet.)
+Where iterations overlap, ``ahead`` says for which one an action is: 0 is the one that the worker is in, 2 the one after
+the next. Elsewhere it is empty.
 """
 
 import csv
@@ -16,7 +18,7 @@ from pydantic import ValidationError
 from hiertrain.program.actions import Action, Op, Program, Role, Rows, joined, rows_text
 from hiertrain.values import MOST_WORKERS, InputError, broken_rule, check_name, shown
 
-COLUMNS = ("worker", "op", "role", "peer", "layers", "rows", "encoding", "size_bytes")
+COLUMNS = ("worker", "op", "role", "peer", "layers", "rows", "encoding", "size_bytes", "ahead")
 RANGE = re.compile(r"([0-9]{1,9})(?:\.\.([0-9]{1,9}))?", flags=re.ASCII)
 
 
@@ -26,7 +28,7 @@ def to_csv(program: Program) -> str:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for worker, actions in program.actions.items():
-        table.writerows((worker, *_cells(action)) for action in actions)
+        table.writerows((worker, *_cells(action), action.ahead if program.overlapped else "") for action in actions)
     return text.getvalue()
 
 
@@ -35,11 +37,14 @@ def from_csv(text: str) -> Program:
 
     The data holder is the worker that sends raw samples, or else the one that computes layer 1 for rows that it has not
     received. The batch size is that of rows 0..B-1 that reach the loss, which is the last layer of any forward action.
+    Iterations overlap if ``ahead`` is given anywhere; then it is 0 where it is not.
     Raises InputError that names the line, the column, the value and the rule. Whether the program can be executed, the
     dry run says.
     """
     actions: dict[str, list[Action]] = {}
+    overlapped = False
     for line, cells in _lines(text):
+        overlapped = overlapped or bool(cells["ahead"])
         try:
             actions.setdefault(check_name(cells["worker"]), []).append(_action(cells))
         except ValidationError as error:
@@ -54,7 +59,9 @@ def from_csv(text: str) -> Program:
         raise InputError(f"the table has {len(actions)} workers; must have at most {MOST_WORKERS}")
     done = {worker: tuple(own) for worker, own in actions.items()}
     try:
-        return Program(batch_size=_batch_size(done), data_holder=_data_holder(done), actions=done)
+        return Program(
+            batch_size=_batch_size(done), data_holder=_data_holder(done), overlapped=overlapped, actions=done
+        )
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise InputError(f"batch size {shown(problem['input'])}: {broken_rule(problem)}") from None
@@ -86,8 +93,9 @@ def _cells(action: Action) -> tuple[str, ...]:
 def _action(cells: Mapping[str, str]) -> Action:
     """One row. Raises ValueError and ValidationError, which is one."""
     first, last = _layers(cells["layers"])
-    if not re.fullmatch("[0-9]{0,15}", cells["size_bytes"]):
-        raise ValueError(f"size_bytes {shown(cells['size_bytes'])}: must be a whole number")
+    for column in ("size_bytes", "ahead"):
+        if not re.fullmatch("[0-9]{0,15}", cells[column]):
+            raise ValueError(f"{column} {shown(cells[column])}: must be a whole number")
     content = {
         "op": cells["op"],
         "role": cells["role"] or None,
@@ -97,6 +105,7 @@ def _action(cells: Mapping[str, str]) -> Action:
         "rows": _rows(cells["rows"]),
         "encoding": cells["encoding"] or None,
         "size_bytes": int(cells["size_bytes"] or 0),
+        "ahead": int(cells["ahead"] or 0),
     }
     return Action.model_validate(content)
 

@@ -3,18 +3,27 @@
 Nothing here knows a plan or a tree: ``Runner`` performs the actions that it was sent, by operation and role. The model
 is cut by detaching at every segment's end; gradients of the cut tensors travel back. The weights of the layers that a
 worker computes lie in one flat tensor, so that a message is a slice and needs no copy.
+
+Overlapped iterations have no barrier between them. Each message still meets its own receive, since those of one pair
+and role are sent and received in the same order; and no tensor is written before its message has left, since of what a
+worker sends in an iteration only two kinds may still be on their way at its end. Raw samples have tensors of their own.
+Weights are written next when the updates of the next iteration are made, and these need gradients of all who computed
+with the weights.
 """
 
 import math
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.distributed import Work
 
 from hiertrain.control.answers import Iteration
 from hiertrain.problem.profile import WorkerProfile
-from hiertrain.program.actions import Action, Op, Role, WorkerProgram
+from hiertrain.program.actions import MOST_AHEAD, Action, Op, Role, WorkerProgram
 from hiertrain.program.simulator import compute_s
 from hiertrain.runtime.encoding import codec_of
 from hiertrain.runtime.transport import Departure, Transport, sleep_until
@@ -32,16 +41,54 @@ class ActionError(RuntimeError):
     """An action failed; the message names the worker, the action and its position in the program."""
 
 
+@dataclass(frozen=True)
+class MiniBatches:
+    """The mini-batches of a training, as one worker has them."""
+
+    count: int  # I: the iterations
+    indices: Callable[[int], Tensor]  # of mini-batch 0..I-1: where its rows lie in the data; int64, shape (B,)
+    labels: Tensor  # of all data, int64
+    samples: Tensor | None  # all raw ones at the data holder, uint8, shape (samples, C, H, W); None elsewhere
+
+    def rows(self, number: int, action: Action) -> Tensor:
+        """Where the rows of an action on mini-batch ``number`` lie in the data; int64, shape (rows,)."""
+        indices = self.indices(number)
+        return torch.cat([indices[start:end] for start, end in action.rows])
+
+
 @dataclass
 class _State:
     """What one iteration carries from action to action."""
 
     labels: dict[int, Tensor]  # of the rows that reach the loss, by the position of the action that computes it
-    batch: Tensor | None  # the whole mini-batch's raw samples, at the data holder
+    samples: dict[int, Tensor]  # raw ones, by the position of the action that sends them
     activations: Tensor | None = None  # outputs of the last segment, followed by what children sent
     saved: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # per segment: its input, a leaf, and its output
     gradient: Tensor | None = None  # of the activations, on the way back
     loss: float = 0.0
+    late_s: float = 0.0
+
+
+@dataclass
+class _Performed:
+    """An iteration whose actions are done; what it sent may still be on its way."""
+
+    number: int
+    loss: float
+    late_s: float
+    spans: list[tuple[float, float]]
+    departures: dict[int, Departure]  # by position
+    started_s: float
+    ended_s: float
+
+    def report(self) -> Iteration:
+        return Iteration(
+            loss=self.loss,
+            started_s=self.started_s,
+            ended_s=self.ended_s,
+            spans=tuple(self.spans),
+            late_s=self.late_s,
+        )
 
 
 class Runner:
@@ -70,82 +117,127 @@ class Runner:
         self._weights = flatten_weights(model, depth)
         sends_gradients = any((a.op, a.role) == (Op.SEND, Role.GRADIENTS) for a in self._program)
         self._gradients = torch.empty_like(self._weights) if sends_gradients else torch.empty(0)
+        # In overlapped programs the receives of raw samples are posted as early as these may be sent.
+        self._early = MOST_AHEAD if program.overlapped else 0
         self._buffers = {
-            position: self._buffer(action) for position, action in enumerate(self._program) if action.op == Op.RECEIVE
+            position: [self._buffer(action) for _ in range(self._early * (action.role == Role.SAMPLES) + 1)]
+            for position, action in enumerate(self._program)
+            if action.op == Op.RECEIVE
         }
+        self._arrivals: dict[tuple[int, int], Work] = {}  # by the iteration and the position of the receive
         self._durations_s = None if pace is None else [compute_s(pace, action) for action in self._program]
         self._optimizer = build_optimizer(optimizer, list(model.parameters())) if program.updates else None
-        self._first = next((a for a in self._program if a.op == Op.FORWARD and a.first == 1), None)  # of own samples
-        self._iteration = 0
+        self._iteration = 0  # from 0; those before it only send ahead
         self._position: int | None = None
 
     @property
     def where(self) -> str:
         """The place in the program, for people; any thread may ask."""
-        iteration, position = f"iteration {self._iteration}", self._position
+        number, position = self._iteration, self._position
+        iteration = f"iteration {number + 1}" if number >= 0 else "before iteration 1"
         if position is None:
             return f"{iteration}, before action 1 (waiting for the other workers)"
         return f"{iteration}, action {position + 1} of {len(self._program)} ({self._program[position]})"
 
-    def iterate(self, labels: Tensor, batch: Tensor | None) -> Iteration:
-        """Perform the program once.
+    def train(self, batches: MiniBatches) -> Iterator[list[Iteration]]:
+        """Perform the program for each mini-batch; after each, the reports that are complete since the last one.
 
-        ``labels``: of the whole mini-batch, int64, shape (B,). ``batch``: its raw samples, uint8, shape (B, C, H, W),
-        at the data holder; None elsewhere. Raises ActionError.
+        An iteration's report is complete when all that it sent has left; of overlapped ones ``MOST_AHEAD`` later.
+        Raises ActionError.
         """
-        self._iteration += 1
-        self._position = None
         try:
-            return self._perform(_State(self._own_labels(labels), batch))
+            yield from self._train(batches)
         except Exception as error:  # a layer may raise anything
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             reason, _, _ = reason.partition(". This is typically")  # Gloo's guess; the testbed knows better
             raise ActionError(f"{self.where}: {reason}") from error
 
-    def _own_labels(self, labels: Tensor) -> dict[int, Tensor]:
-        """The labels of the rows that reach the loss in each action that computes it, by its position."""
-        depth = self._model.chain.depth
-        return {
-            position: _rows(labels, action).to(self._device)
-            for position, action in enumerate(self._program)
-            if action.op == Op.FORWARD and action.last == depth
-        }
+    def _train(self, batches: MiniBatches) -> Iterator[list[Iteration]]:
+        performed: deque[_Performed] = deque()
+        ended_s = time.monotonic()
+        for number in range(-self._early, batches.count):
+            performed.append(self._perform(number, batches, ended_s))
+            ended_s = performed[-1].ended_s
+            if number >= 0:
+                lasting = self._early if number + 1 < batches.count else 0
+                done = [performed.popleft() for _ in range(len(performed) - lasting)]
+                for one in done:
+                    self._await(one, list(one.departures))
+                yield [one.report() for one in done if one.number >= 0]
 
-    def _perform(self, state: _State) -> Iteration:
-        if state.batch is not None and self._first is not None:
-            state.activations = _rows(state.batch, self._first).to(self._device)
+    def _perform(self, number: int, batches: MiniBatches, ended_s: float) -> _Performed:
+        """One iteration, of those actions that are for a mini-batch; the one before ended at ``ended_s``."""
+        self._iteration, self._position = number, None
+        due = [0 <= number + action.ahead < batches.count for action in self._program]
+        state = self._state(number, batches, due)
         for parameter in self._parameters:
             parameter.grad = None
-        arrivals = {}
-        for position, buffer in self._buffers.items():
-            action = self._program[position]
-            assert action.peer is not None
-            arrivals[position] = self._transport.receive(action.peer, buffer, TAGS[action.role])
-        self._transport.barrier()  # now every receive is posted: no message waits for its receiver
+        self._post(number, batches.count)
+        if not self._early:
+            self._transport.barrier()  # now every receive is posted: no message waits for its receiver
+            ended_s = time.monotonic()
         departures: dict[int, Departure] = {}
         spans: list[tuple[float, float]] = []
-        late_s = 0.0
-        started_s = time.monotonic()
         for position, action in enumerate(self._program):
+            start_s = end_s = time.monotonic()
             self._position = position
-            start_s = time.monotonic()
-            if position in arrivals:
-                arrivals[position].wait()
-                spans.append((start_s, time.monotonic()))  # its end is the arrival, whatever is then done with it
-                self._take(state, action, self._buffers[position])
-                continue
-            if action.op == Op.SEND:
-                departures[position] = self._send(state, action)
+            if not due[position]:
+                pass
+            elif action.op == Op.RECEIVE:
+                self._arrivals.pop((number, position)).wait()
+                end_s = time.monotonic()  # the arrival, whatever is then done with it
+                self._take(state, action, self._place(number, position))
+            elif action.op == Op.SEND:
+                departures[position] = self._send(state, position)
+                end_s = time.monotonic()
             else:
                 self._compute(state, position)
                 if self._durations_s is not None:
-                    late_s += sleep_until(start_s + self._durations_s[position])
-            spans.append((start_s, time.monotonic()))
-        for self._position, departure in departures.items():
-            spans[self._position] = departure.wait()
-        return Iteration(
-            loss=state.loss, started_s=started_s, ended_s=time.monotonic(), spans=tuple(spans), late_s=late_s
-        )
+                    state.late_s += sleep_until(start_s + self._durations_s[position])
+                end_s = time.monotonic()
+            spans.append((start_s, end_s))
+        done = _Performed(number, state.loss, state.late_s, spans, departures, ended_s, 0.0)
+        self._await(done, [position for position in departures if not self._outlasts(self._program[position])])
+        done.ended_s = time.monotonic()
+        return done
+
+    def _state(self, number: int, batches: MiniBatches, due: list[bool]) -> _State:
+        """How an iteration begins: with the labels and raw samples that its actions need."""
+        state = _State({}, {})
+        for position, action in enumerate(self._program):
+            if not due[position]:
+                continue
+            if action.op == Op.FORWARD and action.last == self._model.chain.depth:
+                state.labels[position] = batches.labels[batches.rows(number, action)].to(self._device)
+            if batches.samples is not None and action.op == Op.FORWARD and action.first == 1:
+                state.activations = batches.samples[batches.rows(number, action)].to(self._device)
+            elif batches.samples is not None and (action.op, action.role) == (Op.SEND, Role.SAMPLES):
+                state.samples[position] = batches.samples[batches.rows(number + action.ahead, action)]
+        return state
+
+    def _post(self, number: int, count: int) -> None:
+        """Post the receives of an iteration, and those of raw samples of one to come."""
+        for position, buffers in self._buffers.items():
+            action, coming = self._program[position], number + len(buffers) - 1
+            if 0 <= coming < count:
+                assert action.peer is not None
+                buffer, tag = self._place(coming, position), TAGS[action.role]
+                self._arrivals[coming, position] = self._transport.receive(action.peer, buffer, tag)
+
+    def _place(self, number: int, position: int) -> Tensor:
+        """The buffer of a receive in an iteration."""
+        buffers = self._buffers[position]
+        return buffers[number % len(buffers)]
+
+    def _outlasts(self, action: Action) -> bool:
+        """Whether what is sent may still be on its way when its iteration has ended."""
+        return self._early > 0 and (action.ahead > 0 or action.role == Role.WEIGHTS)
+
+    def _await(self, done: _Performed, positions: Iterable[int]) -> None:
+        """Wait until the messages of these actions have left."""
+        for position in positions:
+            self._iteration, self._position = done.number, position
+            done.spans[position] = done.departures.pop(position).wait()
 
     def _prefix(self, flat: Tensor, action: Action) -> Tensor:
         """The part of a flat tensor that belongs to layers 1..last of ``action``."""
@@ -194,17 +286,18 @@ class Runner:
                 if not self._in_place(action):
                     self._prefix(self._weights, action).copy_(received)
 
-    def _send(self, state: _State, action: Action) -> Departure:
+    def _send(self, state: _State, position: int) -> Departure:
+        action = self._program[position]
         assert action.peer is not None
-        message = codec_of(action).encode(self._values(state, action).to(CPU))
+        message = codec_of(action).encode(self._values(state, position).to(CPU))
         return self._transport.send(action.peer, message, TAGS[action.role])
 
-    def _values(self, state: _State, action: Action) -> Tensor:
+    def _values(self, state: _State, position: int) -> Tensor:
         """What is sent."""
+        action = self._program[position]
         match action.role:
             case Role.SAMPLES:
-                assert state.batch is not None
-                return _rows(state.batch, action)
+                return state.samples[position]
             case Role.ACTIVATIONS:
                 assert state.activations is not None
                 return state.activations
@@ -249,12 +342,6 @@ class Runner:
                 raise RuntimeError(f"the loss is {state.loss}; a lower learning rate may help")
         state.saved.append((leaf, output))
         state.activations = output.detach()
-
-
-def _rows(values: Tensor, action: Action) -> Tensor:
-    """The rows of an action, of those of a whole mini-batch."""
-    parts = [values[start:end] for start, end in action.rows]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,13 +1,14 @@
 """One worker's part of a training."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from hiertrain.control.answers import Snapshot
 from hiertrain.control.jobs import TrainJob
 from hiertrain.runtime.heartbeat import Pulse
-from hiertrain.runtime.runner import Runner, synchronize
+from hiertrain.runtime.runner import MiniBatches, Runner, synchronize
 from hiertrain.runtime.transport import Transport
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.datasets import load_dataset
@@ -30,9 +31,11 @@ def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], puls
         # Labels reach the workers once, before the first iteration; they are not part of its time.
         labels = transport.broadcast(program.data_holder, dataset.train_labels if dataset else None)
         pulse.add(transport.read_clock())
-        for iteration in range(training.iterations):
-            rows = batch_indices(len(labels), program.batch_size, training.seed, iteration)
-            pulse.add(runner.iterate(labels[rows], dataset.train_samples[rows] if dataset else None))
-            if program.updates and training.snapshot_due(iteration + 1):
-                put(Snapshot(iteration=iteration + 1), pack_weights(model))
+        order = partial(batch_indices, len(labels), program.batch_size, training.seed)
+        batches = MiniBatches(training.iterations, order, labels, dataset.train_samples if dataset else None)
+        for done, reports in enumerate(runner.train(batches), start=1):
+            for report in reports:
+                pulse.add(report)
+            if program.updates and training.snapshot_due(done):
+                put(Snapshot(iteration=done), pack_weights(model))
         pulse.add(transport.read_clock())

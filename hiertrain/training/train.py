@@ -85,7 +85,10 @@ def watch(
 
 
 def train_jobs(testbed: Testbed, problem: Problem, program: Program, training: Training) -> dict[str, TrainJob]:
-    """What each participant is asked to do. A message may take three predicted iterations before it counts as lost."""
+    """What each participant is asked to do. A message may take three predicted iterations before it counts as lost.
+
+    That is enough for the first of overlapped iterations, too: samples are on their way for two at most.
+    """
     predicted_s = simulate(program, problem.profile, problem.network).period_s
     group = testbed.group(tuple(program.actions), timeout_s=3 * predicted_s)
     return {

@@ -8,7 +8,7 @@ from hiertrain.values import InputError
 from tests.program.test_program import PROFILE
 from tests.program.test_table import TABLE
 
-MOVED = "edge,receive,gradients,device,1..1,,float32,500\n"
+MOVED = "edge,receive,gradients,device,1..1,,float32,500,\n"
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,24 @@ MOVED = "edge,receive,gradients,device,1..1,,float32,500\n"
             "device, action 1, will send .*, but edge, action 1, will receive .*: rows 2..4 against 2..3, size_bytes "
             "300 against 200; both sides must agree",
         ),
-        ("device,send,samples,edge,,2..4,uint8,300\n", "", "edge would hold the data|deadlocks|device holds"),
-        ("edge,receive,samples,device,,2..4,uint8,300\n", "", r"unread: device, action 1 \(.*\); each must have"),
-        ("edge,send,weights,device,1..1,,float32,500\n", "", r"deadlocks: device waits at action 7 \(receive weights "),
+        ("device,send,samples,edge,,2..4,uint8,300,\n", "", "edge would hold the data|deadlocks|device holds"),
+        ("edge,receive,samples,device,,2..4,uint8,300,\n", "", r"unread: device, action 1 \(.*\); each must have"),
+        (
+            "edge,send,weights,device,1..1,,float32,500,\n",
+            "",
+            r"deadlocks: device waits at action 7 \(receive weights ",
+        ),
         # The data.
         ("1..1,2..4,,", "1..1,2..3,,", "it holds rows 2..4 of raw samples, this needs rows 2..3 of raw samples"),
-        ("edge,backward,,,1..1,2..4,,\n", "", "forward layers 1..1 of 3 samples still waits for its backward action"),
-        ("edge,update,,,1..3,,,\n", "", "no worker will update; must be one worker, once"),
-        ("device,backward", "device,update,,,1..3,,,\ndevice,backward", "device, edge will update; must be one worker"),
+        ("edge,backward,,,1..1,2..4,,,\n", "", "forward layers 1..1 of 3 samples still waits for its backward action"),
+        ("edge,update,,,1..3,,,,\n", "", "no worker will update; must be one worker, once"),
         (
-            "device,backward,,,1..1,0..1,,\n",
+            "device,backward",
+            "device,update,,,1..3,,,,\ndevice,backward",
+            "device, edge will update; must be one worker",
+        ),
+        (
+            "device,backward,,,1..1,0..1,,,\n",
             "",
             "device, action 5 .*: it has gradients of layers 1..0, this sends 1..1",
         ),
@@ -73,21 +81,84 @@ def test_gradients_that_come_after_the_update_are_refused() -> None:
 
 def test_every_row_reaches_the_loss_once() -> None:
     """Both workers train alone on the same rows, or the device leaves some out."""
-    table = """worker,op,role,peer,layers,rows,encoding,size_bytes
-device,send,samples,edge,,0..2,uint8,300
-device,forward,,,1..3,2..4,,
-device,backward,,,1..3,2..4,,
-device,send,gradients,edge,1..3,,float32,1000
-device,receive,weights,edge,1..3,,float32,1000
-edge,receive,samples,device,,0..2,uint8,300
-edge,forward,,,1..3,0..2,,
-edge,backward,,,1..3,0..2,,
-edge,receive,gradients,device,1..3,,float32,1000
-edge,update,,,1..3,,,
-edge,send,weights,device,1..3,,float32,1000
+    table = """worker,op,role,peer,layers,rows,encoding,size_bytes,ahead
+device,send,samples,edge,,0..2,uint8,300,
+device,forward,,,1..3,2..4,,,
+device,backward,,,1..3,2..4,,,
+device,send,gradients,edge,1..3,,float32,1000,
+device,receive,weights,edge,1..3,,float32,1000,
+edge,receive,samples,device,,0..2,uint8,300,
+edge,forward,,,1..3,0..2,,,
+edge,backward,,,1..3,0..2,,,
+edge,receive,gradients,device,1..3,,float32,1000,
+edge,update,,,1..3,,,,
+edge,send,weights,device,1..3,,float32,1000,
 """
     with pytest.raises(InputError, match=r"rows 2 reach the loss more than once; every row from 0 to 4 must"):
         dry_run(from_csv(table), PROFILE.chain)
     with pytest.raises(InputError, match=r"rows 3 reach the loss never; every row from 0 to 5 must"):
         dry_run(from_csv(table.replace("2..4", "4..5")), PROFILE.chain)
     dry_run(from_csv(table.replace("2..4", "3..4")), PROFILE.chain)
+
+
+# Samples may be sent ahead: two iterations here, since the 2 makes them overlap.
+AHEAD = TABLE.replace("uint8,300,\n", "uint8,300,2\n", 1)
+SAMPLES = "device,send,samples,edge,,2..4,uint8,300,2\n"
+
+
+def test_samples_that_are_sent_ahead_at_any_place_are_no_fault() -> None:
+    behind = "device,receive,weights,edge,1..1,,float32,500,\n"
+    for table in (AHEAD, AHEAD.replace(SAMPLES, "").replace(behind, f"{behind}{SAMPLES}")):
+        program = from_csv(table)
+        assert program.overlapped
+        dry_run(program, PROFILE.chain)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("float32,2000,", "float32,2000,1", "device, action 3 .*: ahead 1; only raw samples are sent ahead, and only"),
+        (
+            "edge,receive,samples,device,,2..4,uint8,300,",
+            "edge,receive,samples,device,,2..4,uint8,300,1",
+            "action 1 .*: a",
+        ),
+        (SAMPLES, f"{SAMPLES}{SAMPLES.replace('300,2', '300,1')}", "leaves messages unread: device, action "),
+        (
+            "edge,receive,samples,device,,2..4,uint8,300,\n",
+            "edge,receive,samples,device,,2..4,uint8,300,\n" * 2,
+            r"deadlocks: .*edge waits at action 2 \(receive samples",
+        ),
+        (
+            "device,receive,weights,edge,1..1,,float32,500,\nedge,",
+            f"device,receive,weights,edge,1..1,,float32,500,\n{SAMPLES.replace('300,2', '300,0')}edge,",
+            "leaves messages unread",
+        ),
+    ],
+)
+def test_what_is_sent_ahead_is_judged(old: str, new: str, message: str) -> None:
+    assert old in AHEAD
+    with pytest.raises(InputError, match=message):
+        dry_run(from_csv(AHEAD.replace(old, new, 1)), PROFILE.chain)
+
+
+@pytest.mark.parametrize(("ahead", "message"), [(2, "edge, action 2 .*: it holds .* received once"), (1, "must agree")])
+def test_two_messages_of_samples_to_one_worker_are_refused(ahead: int, message: str) -> None:
+    first, second = "2..3,uint8,200", "4,uint8,100"
+    parts = SAMPLES.replace("2..4,uint8,300", first) + SAMPLES.replace("2..4,uint8,300,2", f"{second},{ahead}")
+    receive = "edge,receive,samples,device,,2..4,uint8,300,\n"
+    both = "".join(receive.replace("2..4,uint8,300", part) for part in (first, second))
+    with pytest.raises(InputError, match=message):
+        dry_run(from_csv(AHEAD.replace(SAMPLES, parts).replace(receive, both)), PROFILE.chain)
+
+
+def test_samples_that_are_sent_too_late_deadlock() -> None:
+    behind = "device,receive,weights,edge,1..1,,float32,500,\n"
+    late = AHEAD.replace(SAMPLES, "").replace(behind, f"{behind}{SAMPLES.replace('300,2', '300,0')}")
+    with pytest.raises(InputError, match=r"deadlocks: .*edge waits at action 1 \(receive samples"):
+        dry_run(from_csv(late), PROFILE.chain)
+
+
+def test_nothing_is_sent_ahead_where_iterations_are_separated() -> None:
+    with pytest.raises(InputError, match=r"device, action 1 .*: ahead 2; only raw samples .* where iterations overlap"):
+        dry_run(from_csv(AHEAD).model_copy(update={"overlapped": False}), PROFILE.chain)

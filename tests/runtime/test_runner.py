@@ -1,5 +1,7 @@
 """Programs run by threads of this process, for models that worker processes could not build by a name."""
 
+import threading
+from collections import defaultdict
 from collections.abc import Callable
 from typing import cast
 
@@ -9,10 +11,13 @@ from torch import Tensor, nn
 
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
+from hiertrain.program.actions import Role
 from hiertrain.program.compiler import compile_plan
+from hiertrain.runtime.runner import TAGS, MiniBatches, Runner
+from hiertrain.runtime.transport import Transport
 from hiertrain.workload.chain_model import chain_from_module
 from hiertrain.workload.spec import OptimizerSettings
-from tests.in_threads import run, single_machine_sgd
+from tests.in_threads import Channel, Exchange, run, single_machine_sgd
 
 SHAPE, CLASSES, DEPTH = (2, 4, 4), 3, 6
 PLANS = {
@@ -72,3 +77,22 @@ def test_parameters_without_a_gradient_stay_as_in_one_process(
     for name, parameter in single_machine_sgd(module, settings, batches).named_parameters():
         torch.testing.assert_close(found[name], parameter, rtol=0, atol=1e-6)
     assert torch.equal(found["1.unused"], torch.ones(3))
+
+
+def test_raw_samples_are_taken_two_iterations_early_and_reports_are_given_two_later() -> None:
+    """A worker that takes all samples from the data holder, which has sent them for six iterations up front."""
+    parts = {
+        name: Assignment(parent=p, depth=m, samples=m and 12) for name, p, m in (("a", "b", 0), ("b", None, DEPTH))
+    }
+    plan = Plan(batch_size=12, data_holder="a", workers=parts)
+    model = chain_from_module(build_net(), "given", SHAPE, CLASSES)
+    program = compile_plan(plan, model.chain, Execution(prefetch=True))
+    channels: dict[tuple[str, str, int], Channel] = defaultdict(lambda: Channel(late=False))
+    holder, worker = (Exchange(name, channels, threading.Barrier(1)) for name in ("a", "b"))
+    samples, tag = torch.zeros(12, *SHAPE, dtype=torch.uint8), TAGS[Role.SAMPLES]
+    for _ in range(6):
+        holder.send("b", samples.flatten(), tag)
+    runner = Runner(program.part("b"), model, cast(Transport, worker), OptimizerSettings(learning_rate=0.05))
+    batches = MiniBatches(6, lambda _: torch.arange(12), torch.arange(12) % CLASSES, None)
+    steps = [(len(channels["a", "b", tag].sends), len(reports)) for reports in runner.train(batches)]
+    assert steps == [(3, 0), (2, 0), (1, 1), (0, 1), (0, 1), (0, 3)]

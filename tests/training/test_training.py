@@ -1,6 +1,7 @@
 """Training by a plan on real worker processes equals plain SGD in one process."""
 
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ LENET = ModelSettings(name="lenet5")
 # of them stay far below 1e-6 for weights of order 1e-1. A wrong divisor or a missed row shows up as 1e-2.
 TOLERANCE = 1e-6
 JALAD = Execution(activation_encoding="uint8")
+PREFETCH = Execution(prefetch=True)
 
 
 @pytest.fixture
@@ -116,10 +118,19 @@ PLANS = {
 TWO = tree(12, device=("edge", 3, 4), edge=(None, 13, 8))
 
 
+@pytest.mark.parametrize("execution", [Execution.paper(), PREFETCH], ids=["paper", "prefetch"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
-def test_lenet_equals_single_process_sgd(testbed: Testbed, plan: Plan) -> None:
+def test_lenet_equals_single_process_sgd(testbed: Testbed, plan: Plan, execution: Execution) -> None:
     optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
-    assert largest_difference(testbed, plan, LENET, "digits", optimizer) < TOLERANCE
+    assert largest_difference(testbed, plan, LENET, "digits", optimizer, execution, iterations=6) < TOLERANCE
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+@pytest.mark.parametrize("name", ["one worker, without the data", "star"])
+def test_fewer_iterations_than_are_on_the_way_at_once(testbed: Testbed, name: str, iterations: int) -> None:
+    optimizer = OptimizerSettings(learning_rate=0.05)
+    difference = largest_difference(testbed, PLANS[name], LENET, "digits", optimizer, PREFETCH, iterations)
+    assert difference < TOLERANCE
 
 
 class EightBits(torch.autograd.Function):
@@ -198,10 +209,11 @@ def test_8_bits_change_nothing_where_no_activations_travel(testbed: Testbed, nam
     )
 
 
-def test_adam_and_float32_samples(testbed: Testbed) -> None:
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_adam_and_float32_samples(testbed: Testbed, prefetch: bool) -> None:
     # Adam divides by the root of the squared gradients, which magnifies rounding where gradients are tiny.
     optimizer = OptimizerSettings(name="adam", learning_rate=1e-3)
-    execution = Execution(sample_encoding="float32")
+    execution = Execution(sample_encoding="float32", prefetch=prefetch)
     assert largest_difference(testbed, PLANS["chain"], LENET, "digits", optimizer, execution) < 1e-5
 
 
@@ -210,10 +222,11 @@ def test_adam_and_float32_samples(testbed: Testbed) -> None:
 def test_random_plans_equal_single_process_sgd(testbed: Testbed, data: st.DataObject) -> None:
     batch_size = data.draw(st.integers(1, 9))
     plan = data.draw(plans(names=WORKERS, depth=13, batch_size=batch_size))
-    assert (
-        largest_difference(testbed, plan, LENET, "digits", OptimizerSettings(learning_rate=0.05, momentum=0.9))
-        < TOLERANCE
+    optimizer, execution = (
+        OptimizerSettings(learning_rate=0.05, momentum=0.9),
+        Execution(prefetch=data.draw(st.booleans())),
     )
+    assert largest_difference(testbed, plan, LENET, "digits", optimizer, execution) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -401,6 +414,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize("execution", [Execution.paper(), PREFETCH], ids=["paper", "prefetch"])
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -414,25 +428,27 @@ def alive(pid: int) -> bool:
     ids=["killed", "frozen"],
 )
 def test_a_lost_worker_ends_the_training_with_its_name_and_position(
-    pair: Testbed, what: signal.Signals, message: str
+    pair: Testbed, what: signal.Signals, message: str, execution: Execution
 ) -> None:
     dataset = load_dataset("synthetic")
-    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
+    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, execution)
     training = training_settings(LENET, dataset, 12, iterations=10**6)
     processes = pair.processes
-    run = pair.run
+    run, lost_s = pair.run, list[float]()
 
     def lose_one(jobs: Mapping[str, Job], on_event: OnEvent = lambda *_: None) -> dict[str, Answer]:
         def listen(name: str, event: Progress | Snapshot | Beat, payload: bytes) -> None:
             on_event(name, event, payload)
             if isinstance(event, Beat) and event.iterations and name == "device" and processes[name].poll() is None:
                 processes[name].send_signal(what)
+                lost_s.append(time.monotonic())
 
         return run(jobs, listen)
 
     pair.run = lose_one
     with pytest.raises(WorkerError, match=message) as caught:
         train(pair, problem, TWO, training)
+    assert time.monotonic() - lost_s[0] < 10
     completed = caught.value.completed
     assert isinstance(completed["losses"], tuple)
     assert completed["iterations"] == len(completed["losses"]) > 0
