@@ -245,7 +245,7 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         "--execution",
         default="paper",
         metavar="NAME|FIELD=VALUE,...",
-        help=f"how an iteration is executed: {', '.join(PRESETS)}, or fields such as activation_encoding=uint8",
+        help=f"how an iteration is executed: {', '.join(PRESETS)}, or fields such as parameter_encoding=bfloat16",
     )
 
 

@@ -267,6 +267,7 @@ def test_the_best_plan_with_activations_of_8_bits_is_proven(folder: Path, capsys
         ("jalad", {"activation_encoding": "uint8"}),
         ("jalad,sample_encoding=float32", {"activation_encoding": "uint8", "sample_encoding": "float32"}),
         ("activation_encoding=float32", {}),
+        ("parameter_encoding=bfloat16", {"parameter_encoding": "bfloat16"}),
     ],
 )
 def test_an_execution_is_a_name_or_fields(text: str, fields: dict[str, str]) -> None:
@@ -285,7 +286,8 @@ def test_what_is_no_execution_is_answered_with_what_there_is(
     assert main(["optimize", *inputs(folder), "--execution", before + wrong]) == 2
     assert capsys.readouterr().err == (
         f"hiertrain: error: --execution: {wrong!r}: must be paper, paper-float32, jalad, or fields with "
-        "commas between: sample_encoding=uint8|float32, activation_encoding=float32|uint8\n"
+        "commas between: sample_encoding=uint8|float32, activation_encoding=float32|uint8|float16|bfloat16, "
+        "parameter_encoding=float32|float16|bfloat16\n"
     )
 
 
