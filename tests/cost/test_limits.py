@@ -98,7 +98,7 @@ def way_s(problem: Problem, plan: Plan, name: str) -> float:
     """Forward and back for one of a worker's own samples, from the first layer with parameters on."""
     layers, network, total_s = problem.profile.layers, problem.network, 0.0
     first = next((i for i, layer in enumerate(layers, start=1) if layer.parameter_bytes), len(layers) + 1)
-    pixels = 1 if problem.execution.activation_encoding == "uint8" else 4
+    pixels = {"uint8": 1, "float32": 4}.get(problem.execution.activation_encoding, 2)
     for i, layer in enumerate(layers, start=1):
         while plan.workers[name].depth < i:
             parent = plan.workers[name].parent
