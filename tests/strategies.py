@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 from typing import get_args
 
 import numpy as np
@@ -20,13 +20,25 @@ from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, Work
 OPTIONS = {name: get_args(field.annotation) or (False, True) for name, field in Execution.model_fields.items()}
 EXECUTIONS = [Execution(**dict(zip(OPTIONS, values, strict=True))) for values in product(*OPTIONS.values())]
 PAPER = (Execution.paper(),)
+
 # Those that send float32, as policies are asked for: some of them send 8 bits by themselves.
-PLAIN = tuple(execution for execution in EXECUTIONS if execution.activation_encoding == "float32")
+PLAIN = tuple(own for own in EXECUTIONS if own.activation_encoding == own.parameter_encoding == "float32")
 NAMES = ("device", "edge", "cloud", "cloud-2")
 
 # Zero costs, equal workers and huge ratios are the corners where a solver or a formula goes wrong.
 seconds = st.sampled_from([0.0, 1e-6, 1e-3, 2e-3, 0.5]) | st.floats(0.0, 1.0)
 sizes = st.sampled_from([0, 1, 1000]) | st.integers(0, 10**6)
+
+
+def meeting(executions: Sequence[Execution]) -> list[Execution]:
+    """A few of them in which any two values of two options still meet."""
+    pairs = {own: set(combinations(dict(own).items(), 2)) for own in executions}
+    few: list[Execution] = []
+    left = set().union(*pairs.values())
+    while left:
+        few.append(max(pairs, key=lambda own: len(pairs[own] & left)))
+        left -= pairs[few[-1]]
+    return few
 
 
 @st.composite

@@ -120,7 +120,7 @@ CHANGES: tuple[Change, ...] = (
     to("peer", lambda _: st.sampled_from([*NAMES, "moon", None])),
     to("first", lambda _: LAYERS),
     to("last", lambda _: LAYERS),
-    to("encoding", lambda _: st.sampled_from(["uint8", "float32", "scaled-uint8", "float16", None])),
+    to("encoding", lambda _: st.sampled_from(["uint8", "float32", "scaled-uint8", "float16", "float64", None])),
     to("role", lambda _: st.sampled_from([*Role, None])),
     to("ahead", lambda _: st.integers(0, MOST_AHEAD)),
 )

@@ -83,6 +83,19 @@ def _add_planning(command: AddCommand) -> None:
     sub.add_argument("--output", type=Path, help="write the solution (plan, time, bound, settings) to this JSON file")
 
     sub = command(
+        "limit",
+        commands.run_limit,
+        "find the time per iteration that no plan is below, and what binds it",
+        "A lower bound for every plan under every lossless execution, also one that overlaps all it can, and what it "
+        "would be with a machine twice as fast or one Mbit/s more on a link.",
+    )
+    _add_problem(sub)
+    _add_constraints(sub)
+    sub.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="seconds for each of these at most")
+    sub.add_argument("--output", type=Path, help="write what is found to this JSON file")
+    sub.set_defaults(root=None)  # which worker it is changes nothing
+
+    sub = command(
         "predict",
         commands.run_predict,
         "predict the time per iteration of a plan, or of a program",
@@ -233,7 +246,7 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         "--execution",
         default="paper",
         metavar="NAME|FIELD=VALUE,...",
-        help=f"how an iteration is executed: {', '.join(PRESETS)}, or fields such as activation_encoding=uint8",
+        help=f"how an iteration is executed: {', '.join(PRESETS)}, or fields such as parameter_encoding=bfloat16",
     )
 
 
@@ -248,6 +261,12 @@ def _add_batch_size(parser: argparse.ArgumentParser) -> None:
 def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=("tree", "star"), default="tree", help="star: only the paper's plans")
     parser.add_argument("--root", help="the worker that must be the root (it holds the optimizer)")
+    _add_constraints(parser)
+    parser.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="seconds until the search gives up")
+    parser.add_argument("--seed", type=int, default=0, help="of the search, the initial weights and the sample order")
+
+
+def _add_constraints(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="WORKER", help="a worker that must not compute"
     )
@@ -259,8 +278,6 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         metavar="WORKER=SIZE",
         help="the most that a worker may hold, such as device=200MB; give it once per worker",
     )
-    parser.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="seconds until the search gives up")
-    parser.add_argument("--seed", type=int, default=0, help="of the search, the initial weights and the sample order")
 
 
 def _add_given(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from hiertrain.cli.options import (
     search_problem,
     training_of,
 )
-from hiertrain.cli.summary import link_line, plan_lines, times_line, verdict
+from hiertrain.cli.summary import distance_line, limit_lines, link_line, plan_lines, times_line, verdict
 from hiertrain.control.memory import KEPT
 from hiertrain.control.torchrun import Jobs
 from hiertrain.paths import RESULTS
@@ -109,12 +109,30 @@ def run_optimize(options: argparse.Namespace) -> None:
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
     if options.output:
         files.check_output(options.output)
-    execution = execution_of(options)
-    solution = _search(options, search_problem(options, profile, network, options.data_holder, execution))
+    problem = search_problem(options, profile, network, options.data_holder, execution_of(options))
+    solution = _search(options, problem)
     if options.output:
         files.save(solution, options.output)
     _print_solution(solution, profile.chain)
+    _print_distance(solution, problem)
     show([*misfits(profile, [solution.plan]), *spreads(network)])
+    if options.output:
+        print(f"written: {options.output}")
+
+
+def run_limit(options: argparse.Namespace) -> None:
+    """Print the limit of any plan, what binds it, and what would lower it."""
+    from hiertrain.cost.limits import explain
+
+    profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
+    if options.output:
+        files.check_output(options.output)
+    problem = search_problem(options, profile, network, options.data_holder, execution_of(options))
+    found = explain(problem, options.time_limit)
+    if options.output:
+        files.save(found, options.output)
+    print("\n".join(limit_lines(found)))
+    show(spreads(network))
     if options.output:
         print(f"written: {options.output}")
 
@@ -417,6 +435,16 @@ def _print_solution(solution: Solution, chain: Chain) -> None:
         f"predicted: {solution.objective_s * 1e3:.3f} ms per iteration; "
         f"proven bound: {solution.bound_s * 1e3:.3f} ms; status: {solution.status}; solved in {solution.solve_s:.2f} s"
     )
+
+
+def _print_distance(solution: Solution, problem: Problem) -> None:
+    """How far a plan is from the limit of any, where that can be found."""
+    from hiertrain.cost.limits import find_limit
+
+    try:
+        print(distance_line(solution.objective_s, find_limit(problem)))
+    except InputError as error:  # too many workers: the plan is as good without
+        print(f"limit of any plan: not found; {error}")
 
 
 def _print_plan(plan: Plan, chain: Chain) -> None:

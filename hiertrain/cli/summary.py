@@ -1,7 +1,7 @@
 """Links, plans and runs as lines of the command line. Pure; times in seconds, accuracies as fractions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -9,6 +9,11 @@ from hiertrain.problem.chain import Chain
 from hiertrain.problem.network import Link
 from hiertrain.problem.plan import Plan
 from hiertrain.training.run import Times
+
+if TYPE_CHECKING:  # a worker's machine has no solver
+    from hiertrain.cost.limits import Explanation, Limit
+
+SHOWN = 5e-4  # a share that is 0.1% when it is rounded
 
 
 def plan_lines(plan: Plan, chain: Chain) -> list[str]:
@@ -32,6 +37,30 @@ def link_line(link: Link) -> str:
         return line
     rate_mbps, latency_ms = link.measurement.bandwidth_spread_mbps, link.measurement.latency_spread_ms
     return f"{line}   spread {rate_mbps:8.2f} Mbit/s {latency_ms:6.2f} ms"
+
+
+def limit_line(limit: "Limit") -> str:
+    """The limit of any plan, and what binds it."""
+    below = "" if limit.proven else ", or more: the time limit ended the search"
+    binding = ", ".join(f"{binding.text} ({binding.share:.0%})" for binding in limit.binding) or "nothing"
+    return f"limit of any plan: {limit.seconds * 1e3:.3f} ms per iteration{below}; what binds: {binding}"
+
+
+def limit_lines(found: "Explanation") -> list[str]:
+    """The limit, then one line for each machine or link that would lower it if it were faster."""
+    before_s = found.limit.seconds
+    lowering = [gain for gain in found.gains if gain.limit.seconds < before_s * (1 - SHOWN)]
+    lines = [limit_line(found.limit), "what would lower it:" if lowering else "nothing would lower it by itself"]
+    for gain in lowering:
+        time_s, open_end = gain.limit.seconds, "" if gain.limit.proven else ", or less of a gain"
+        lines.append(f"  {gain.text:40} {time_s * 1e3:9.3f} ms {time_s / before_s - 1:7.1%}{open_end}")
+    return lines
+
+
+def distance_line(plan_s: float, limit: "Limit") -> str:
+    """The limit, and how many times as long a plan takes."""
+    distance = f"; the plan takes {plan_s / limit.seconds:.2f} times as long" if limit.seconds else ""
+    return f"{limit_line(limit)}{distance}"
 
 
 def times_line(kind: Literal["measured", "emulated"], times: Times, iteration_s: Sequence[float]) -> str:

@@ -48,8 +48,8 @@ def problem_of(settings: Emulated, setting: Setting, chain: Chain) -> Problem:
 def cut_policies(problem: Problem, depth: int) -> dict[str, Policy]:
     """One cut, whether it pays or not: the device computes layers 1..depth of all samples, the cloud goes on.
 
-    The first of each, where there are several. By name: JointDNN's with activations as float32, then JALAD's with 8
-    bits. Raises InputError unless both are there and have a layer.
+    The first of each, where there are several. By name: JointDNN's with float32, with float16 and with bfloat16 for all
+    but raw samples, then JALAD's with activations of 8 bits. Raises InputError unless both are there and have a layer.
     """
     layers = problem.profile.layers
     if not 1 <= depth < len(layers):
@@ -59,12 +59,17 @@ def cut_policies(problem: Problem, depth: int) -> dict[str, Policy]:
     workers[device] = Assignment(parent=cloud, depth=depth, samples=problem.batch_size)
     workers[cloud] = Assignment(parent=None, depth=len(layers), samples=0)
     plan = Plan(batch_size=problem.batch_size, data_holder=problem.data_holder, workers=workers)
-    eight_bits = problem.execution.model_copy(update={"activation_encoding": "uint8"})
     place = layers[depth - 1].name
-    return {
-        f"jointdnn at {place}": Policy("jointdnn", plan, problem),
-        f"jalad at {place}": Policy("jalad", plan, replace(problem, execution=eight_bits)),
+
+    def policy(name: str, **encodings: str) -> Policy:
+        return Policy(name, plan, replace(problem, execution=problem.execution.model_copy(update=encodings)))
+
+    halves = {
+        f"{half} at {place}": policy("jointdnn", activation_encoding=half, parameter_encoding=half)
+        for half in ("float16", "bfloat16")
     }
+    eight_bits = policy("jalad", activation_encoding="uint8")
+    return {f"jointdnn at {place}": policy("jointdnn"), **halves, f"jalad at {place}": eight_bits}
 
 
 def train_each(

@@ -60,11 +60,9 @@ def effective_execution(policy: Policy) -> Execution:
     execution = policy.problem.execution
     program = compile_plan(policy.plan, policy.problem.profile.chain, execution)
     roles = {action.role for own in program.actions.values() for action in own}
-    if Role.SAMPLES not in roles:
-        execution = execution.model_copy(update={"sample_encoding": "uint8"})
-    if Role.ACTIVATIONS not in roles:
-        execution = execution.model_copy(update={"activation_encoding": "float32"})
-    return execution
+    of = {"sample_encoding": Role.SAMPLES, "activation_encoding": Role.ACTIVATIONS, "parameter_encoding": Role.WEIGHTS}
+    usual = Execution.paper()
+    return execution.model_copy(update={name: getattr(usual, name) for name, role in of.items() if role not in roles})
 
 
 def work_parameters(settings: Emulated, setting: Setting, policy: Policy) -> dict[str, object]:

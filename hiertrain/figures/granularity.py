@@ -27,6 +27,7 @@ WORKER_COLOURS = (ORANGE, GREEN, BLUE)
 WORKER_LINES = ((3.2, "-"), (1.9, "-"), (1.0, "--"))  # width and dashes: lines that coincide stay visible
 ONE_PROCESS = "one process"
 ROUNDING = 2.0**-24  # the least share by which two numbers of float32 can differ
+MARKS = {"float16": "^", "bfloat16": "o"}  # of half precision
 LEGEND_ROW_IN = 0.13  # height of a legend's row
 RATE_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # Mbit/s
 
@@ -127,10 +128,10 @@ def plot_learning(df: pd.DataFrame, column: str, source: Source) -> Figure:
 
 
 def plot_differences(df: pd.DataFrame, source: Source) -> Figure:
-    """What 8-bit activations do to the loss (above), and how far every loss is from that of one process (below).
+    """What rounded messages do to the loss (above), and how far every loss is from that of one process (below).
 
     Columns: policy (a name), drawn_as (the policy that has the line's style), iteration, loss, difference (as a share
-    of the one process's loss; drawn as at least ``ROUNDING``), encoding of the activations (float32 or uint8).
+    of the one process's loss; drawn as at least ``ROUNDING``), encoding of the activations; half precision has marks.
     """
     check_columns(df, ["policy", "drawn_as", "iteration", "loss", "difference", "encoding"])
     policies = list(dict.fromkeys(df["policy"]))
@@ -139,9 +140,11 @@ def plot_differences(df: pd.DataFrame, source: Source) -> Figure:
         for policy in policies:
             rows = df[df["policy"] == policy].sort_values("iteration")
             colour, dashes = policy_style(rows["drawn_as"].iloc[0])
-            eight_bits = (rows["encoding"] == "uint8").any()
-            above.plot(rows["iteration"], rows["loss"], dashes, color=colour, linewidth=1.0 if eight_bits else 1.8)
-            below.plot(rows["iteration"], rows["difference"].clip(lower=ROUNDING), dashes, color=colour, label=policy)
+            encoding = rows["encoding"].iloc[0]
+            mark = {"color": colour, "marker": MARKS.get(encoding), "markevery": 0.1, "markersize": 4}
+            width = 1.8 if encoding == "float32" else 1.0
+            above.plot(rows["iteration"], rows["loss"], dashes, linewidth=width, **mark)
+            below.plot(rows["iteration"], rows["difference"].clip(lower=ROUNDING), dashes, label=policy, **mark)
         below.set_yscale("log")
         below.set_xlabel("iteration")
         above.set_ylabel("loss")

@@ -50,12 +50,13 @@ def find_policies(problem: Problem, names: Sequence[str] = POLICIES) -> dict[str
     """The named policies, in the given order. Where a tier has several workers, a chain has the best one of them.
 
     Raises InputError for an unknown name, for a tier that a policy needs and no worker has, and for a
-    problem with constraints or with activations in 8 bits; RunError when the proof of an optimum takes too long.
+    problem with constraints or that sends anything but float32; RunError when the proof of an optimum takes too long.
     """
     for name in names:
         if name not in POLICIES:
             raise InputError(f"policy {name!r} is unknown; there are {', '.join(POLICIES)}")
-    execution = problem.execution.model_copy(update={"activation_encoding": "float32"})
+    float32 = {"activation_encoding": "float32", "parameter_encoding": "float32"}
+    execution = problem.execution.model_copy(update=float32)
     free = Problem(
         problem.profile, problem.network, problem.batch_size, problem.data_holder, execution, problem.excluded
     )

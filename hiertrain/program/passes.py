@@ -28,15 +28,20 @@ class Encoding:
         return plain_bytes * self.number_bytes // number_bytes
 
 
+def _halves(loss: str) -> dict[str, Encoding]:
+    return {name: Encoding(name, 2, loss=loss) for name in ("float16", "bfloat16")}
+
+
 SAMPLES = {"uint8": Encoding("uint8", 1), "float32": Encoding("float32", 4)}
 # 8 bits per number between the least and the greatest of a message, which stand before them as float32.
 ACTIVATIONS = {"float32": Encoding("float32", 4), "uint8": Encoding("scaled-uint8", 1, 8, "8-bit activations")}
-PLAIN = {"float32": Encoding("float32", 4)}
+ACTIVATIONS |= _halves("half-precision activations")
+WEIGHTS = {"float32": Encoding("float32", 4)} | _halves("half-precision parameters")
 # What each role may travel as, and the bytes of a number in the sizes of a chain.
 ENCODINGS = {
     Role.SAMPLES: (1, SAMPLES),
     **dict.fromkeys(CUT, (4, ACTIVATIONS)),
-    **dict.fromkeys(PARAMETERS, (4, PLAIN)),
+    **dict.fromkeys(PARAMETERS, (4, WEIGHTS)),
 }
 
 
@@ -48,6 +53,11 @@ def encode_samples(template: Template, execution: Execution) -> Template:
 def encode_activations(template: Template, execution: Execution) -> Template:
     """Activations and their gradients in another encoding than float32."""
     return _encoded(template, CUT, ACTIVATIONS[execution.activation_encoding])
+
+
+def encode_parameters(template: Template, execution: Execution) -> Template:
+    """Weights and their gradients in another encoding than float32."""
+    return _encoded(template, PARAMETERS, WEIGHTS[execution.parameter_encoding])
 
 
 def prefetch_samples(template: Template, execution: Execution) -> Template:
@@ -106,7 +116,12 @@ def _last_of_sender(template: Template, samples: Message) -> int | None:
     return next(iter((*on_link[-1:], *at_last)), None)
 
 
-PASSES: tuple[Callable[[Template, Execution], Template], ...] = (encode_samples, encode_activations, prefetch_samples)
+PASSES: tuple[Callable[[Template, Execution], Template], ...] = (
+    encode_samples,
+    encode_activations,
+    encode_parameters,
+    prefetch_samples,
+)
 
 
 def template_of(tree: Tree, chain: Chain, data_holder: str, execution: Execution) -> Template:
@@ -137,12 +152,14 @@ def _encoded(template: Template, roles: Collection[Role], encoding: Encoding) ->
 
 
 def lossy_layers(program: Program, chain: Chain) -> tuple[str, ...]:
-    """The layers after which a program sends less than all, each with its cause.
+    """The layers up to which a program sends less than all, each with its cause.
 
     What ``Chain.inexact_layers`` cannot know: they make training differ from single-machine SGD.
     """
-    causes = {encoding.codec: encoding.loss for _, known in ENCODINGS.values() for encoding in known.values()}
-    actions = (action for own in program.actions.values() for action in own)
-    lossy = {(action.last, cause) for action in actions if (cause := causes.get(action.encoding or ""))}
+    causes: dict[tuple[Role | None, str | None], str | None] = {
+        (role, encoding.codec): encoding.loss for role, (_, known) in ENCODINGS.items() for encoding in known.values()
+    }
+    sent = (action for own in program.actions.values() for action in own if action.size_bytes)
+    lossy = {(action.last, cause) for action in sent if (cause := causes.get((action.role, action.encoding)))}
     names = "samples", *(layer.name for layer in chain.layers)
     return tuple(f"{names[depth]}: {cause}" for depth, cause in sorted(lossy))

@@ -1,5 +1,6 @@
 """How numbers are written into messages: one codec for each encoding of ``program.passes``.
 
+Float16 and bfloat16 round each number to the nearest that they have; gradients are not scaled before that.
 Scaled-uint8 is for activations and their gradients (``Execution(activation_encoding="uint8")``).
 
 JALAD (Li et al., ICPADS 2018, arXiv 1812.10027) cuts a model for inference and compresses the activations at the cut
@@ -63,14 +64,28 @@ def _plain(dtype: torch.dtype) -> Codec:
     )
 
 
+def _float16(values: Tensor) -> Tensor:
+    """Raises RuntimeError where finite numbers would become infinite; those below 2^-25 become 0."""
+    rounded = values.to(torch.float16)
+    if rounded.isinf().any() and values.isfinite().all():
+        raise RuntimeError(
+            f"its greatest number is {values.abs().max().item():.3g}; "
+            "float16 ends at 65504, bfloat16 has the range of float32"
+        )
+    return FLOAT16.encode(rounded)
+
+
 def _computable(values: Tensor) -> Tensor:
     """As layers take them: float32, or the uint8 of raw samples."""
     return values.float() if values.is_floating_point() else values
 
 
+FLOAT16 = _plain(torch.float16)
 CODECS = {
     "uint8": _plain(torch.uint8),
     "float32": _plain(torch.float32),
+    "float16": FLOAT16._replace(encode=_float16),
+    "bfloat16": _plain(torch.bfloat16),
     "scaled-uint8": Codec(quantize, dequantize),
 }
 

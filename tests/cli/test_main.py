@@ -16,6 +16,7 @@ from hiertrain import files
 from hiertrain.cli.arguments import parser
 from hiertrain.cli.main import main
 from hiertrain.cli.options import BATCH_SIZE, execution_of, execution_text, memory_limit
+from hiertrain.cost.limits import Explanation
 from hiertrain.paths import NOTEBOOKS, RESULTS
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
@@ -82,6 +83,20 @@ def test_optimize_prints_the_plan_the_bound_and_the_status(folder: Path, capsys:
     solution = files.load(Solution, output)
     assert main(["predict", *inputs(folder), "--plan", str(output)]) == 0
     assert f"predicted: {solution.objective_s * 1e3:.3f} ms per iteration" in capsys.readouterr().out
+
+
+def test_limit_says_what_binds_and_what_would_lower_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = folder / "limit.json"
+    assert main(["limit", *inputs(folder), "--batch-size", "64", "--exclude", "device", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    raw_s = 64 * 3072 * 8 / 20e6
+    found = files.load(Explanation, output)
+    assert found.limit.seconds == pytest.approx(raw_s, rel=2e-3)
+    assert "ms per iteration; what binds: the link from device to edge (100%)" in printed
+    assert re.search(r"1 Mbit/s more from device to edge +[\d.]+ ms +-4.8%", printed)
+    assert "twice as fast" not in printed
+    assert main(["optimize", *inputs(folder), "--batch-size", "64", "--exclude", "device"]) == 0
+    assert re.search(r"what binds: .*; the plan takes 1\.\d\d times as long", capsys.readouterr().out)
 
 
 def test_ctrl_c_is_still_python_s_after_a_solve(folder: Path) -> None:
@@ -252,6 +267,7 @@ def test_the_best_plan_with_activations_of_8_bits_is_proven(folder: Path, capsys
         ("jalad", {"activation_encoding": "uint8"}),
         ("jalad,sample_encoding=float32", {"activation_encoding": "uint8", "sample_encoding": "float32"}),
         ("activation_encoding=float32", {}),
+        ("parameter_encoding=bfloat16", {"parameter_encoding": "bfloat16"}),
     ],
 )
 def test_an_execution_is_a_name_or_fields(text: str, fields: dict[str, str]) -> None:
@@ -270,7 +286,8 @@ def test_what_is_no_execution_is_answered_with_what_there_is(
     assert main(["optimize", *inputs(folder), "--execution", before + wrong]) == 2
     assert capsys.readouterr().err == (
         f"hiertrain: error: --execution: {wrong!r}: must be paper, paper-float32, jalad, or fields with "
-        "commas between: sample_encoding=uint8|float32, activation_encoding=float32|uint8\n"
+        "commas between: sample_encoding=uint8|float32, activation_encoding=float32|uint8|float16|bfloat16, "
+        "parameter_encoding=float32|float16|bfloat16\n"
     )
 
 

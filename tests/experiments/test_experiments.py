@@ -95,8 +95,11 @@ def test_parents_of_idle_workers_make_no_difference(plan: Plan) -> None:
     assert work_of(Policy("one", plan, problem)) == work_of(Policy("other", other, problem))
 
 
+@pytest.mark.parametrize("encodings", [{"activation_encoding": "uint8"}, {"parameter_encoding": "float16"}])
 @pytest.mark.parametrize(("depth", "same"), [(0, True), (3, False), (13, True)])
-def test_an_encoding_makes_a_difference_where_something_travels_in_it(depth: int, same: bool) -> None:
+def test_an_encoding_makes_a_difference_where_something_travels_in_it(
+    depth: int, same: bool, encodings: dict[str, str]
+) -> None:
     problem = problem_at(LOCAL, MIDDLE)
     root, leaf = ("cloud", "device") if depth < 13 else ("device", "cloud")
     parts = {
@@ -106,8 +109,8 @@ def test_an_encoding_makes_a_difference_where_something_travels_in_it(depth: int
     }
     workers = {name: Assignment(parent=p, depth=m, samples=b) for name, (p, m, b) in parts.items()}
     plan = Plan(batch_size=8, data_holder="device", workers=workers)
-    eight_bits = replace(problem, execution=Execution(activation_encoding="uint8"))
-    assert (work_of(Policy("one", plan, problem)) == work_of(Policy("other", plan, eight_bits))) == same
+    rounded = replace(problem, execution=Execution.model_validate(encodings))
+    assert (work_of(Policy("one", plan, problem)) == work_of(Policy("other", plan, rounded))) == same
 
 
 def test_what_computing_and_links_depend_on_makes_a_difference(cases: list[Case]) -> None:

@@ -129,6 +129,7 @@ LEARNING = pd.DataFrame(
         for policy, drawn_as, time, encoding in (
             ("all-edge, jalad+", "all-edge", 2.0, "float32"),
             ("jalad at pool2", "jalad", 3.0, "uint8"),
+            ("float16 at pool2", "jointdnn", 3.0, "float16"),
             (ONE_PROCESS, None, np.nan, "float32"),
         )
         for i in (1, 2, 3)
@@ -233,9 +234,15 @@ def test_a_caption_must_say_where_its_numbers_come_from(tmp_path):
 
 def test_one_process_has_no_line_over_time_and_runs_are_drawn_as_a_policy():
     over_iterations, over_time = plot_learning(LEARNING, "loss", "measured").axes
-    first, second = (POLICY_STYLES[policy][0] for policy in ("all-edge", "jalad"))
-    assert [line.get_color() for line in over_iterations.lines] == [first, second, "#000000"]
-    assert [line.get_color() for line in over_time.lines] == [first, second]
+    colours = [POLICY_STYLES[policy][0] for policy in ("all-edge", "jalad", "jointdnn")]
+    assert [line.get_color() for line in over_iterations.lines] == [*colours, "#000000"]
+    assert [line.get_color() for line in over_time.lines] == colours
+
+
+def test_half_precision_has_marks():
+    above, below = plot_differences(LEARNING.dropna(subset="drawn_as"), "measured").axes
+    for ax in (above, below):
+        assert [line.get_marker() for line in ax.lines] == ["None", "None", "^"]
 
 
 def test_unknown_sources_and_policies_are_refused():

@@ -188,6 +188,11 @@ REFUSED: list[tuple[Callable[[Problem], Problem], list[str], str]] = [
     (lambda problem: replace(problem, samples_stay=True), ["all-cloud"], "it must have no constraint"),
     (lambda problem: replace(problem, root="edge"), ["all-cloud"], "it must have no constraint"),
     (eight_bits, ["jointdnn"], "send float32"),
+    (
+        lambda problem: replace(problem, execution=Execution(parameter_encoding="float16")),
+        ["hiertrain"],
+        "send float32",
+    ),
 ]
 
 

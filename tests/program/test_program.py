@@ -88,6 +88,16 @@ def test_activations_of_8_bits_timed_by_hand() -> None:
     assert ends["device", "send gradients"] == pytest.approx((39.808, 41.308))
 
 
+def test_half_precision_timed_by_hand() -> None:
+    """As with 8 bits, but 1000 bytes of activations take 2 ms, there and back, and 250 of parameters 1.25 ms."""
+    half = Execution(activation_encoding="float16", parameter_encoding="bfloat16")
+    spans = simulate(compile_plan(PLAN, PROFILE.chain, half), PROFILE, NETWORK).spans
+    ends = {(span.worker, span.action.label): (span.start_s * 1e3, span.end_s * 1e3) for span in spans}
+    assert ends["device", "send activations"] == pytest.approx((2, 4))
+    assert ends["edge", "send activation gradients"] == pytest.approx((34.3, 36.3))
+    assert ends["device", "send gradients"] == pytest.approx((40.3, 41.55))
+
+
 @pytest.mark.parametrize(("output_bytes", "samples", "size_bytes"), [(1000, 3, 758), (4, 1, 9), (0, 3, 0)])
 def test_sizes_of_activations_of_8_bits(output_bytes: int, samples: int, size_bytes: int) -> None:
     layers = LAYERS[0].model_copy(update={"output_bytes": output_bytes}), *LAYERS[1:]

@@ -1,4 +1,4 @@
-"""8-bit messages: their size, what they keep exactly, and how wrong the rest is."""
+"""Messages that round: their size, what they keep exactly, and how wrong the rest is."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.passes import ACTIVATIONS, lossy_layers
-from hiertrain.runtime.encoding import dequantize, quantize
+from hiertrain.runtime.encoding import CODECS, dequantize, quantize
 from hiertrain.workload.architectures import build_model
 
 JALAD = Execution(activation_encoding="uint8")
@@ -92,7 +92,39 @@ def test_views_and_transposed_tensors_keep_their_order() -> None:
     assert torch.equal(there_and_back(values[:, ::17]), values[:, ::17])
 
 
-def test_layers_with_8_bits_behind_them_are_named() -> None:
+@given(arrays)
+def test_float16_is_what_numpy_rounds_to_or_an_error(array: np.ndarray) -> None:
+    """From 65520 on, halfway to 2^16, nothing finite is nearest; 2^-25 is halfway from 0 to the least."""
+    greatest = np.abs(array).max()
+    if greatest >= 65520:
+        with pytest.raises(RuntimeError, match="float16 ends at 65504, bfloat16 has the range of float32"):
+            CODECS["float16"].encode(torch.from_numpy(array))
+        return
+    message = CODECS["float16"].encode(torch.from_numpy(array))
+    assert message.numpy().tobytes() == array.astype(np.float16).tobytes()
+    restored = CODECS["float16"].decode(message, array.shape)
+    assert restored.dtype == torch.float32
+    assert np.array_equal(restored.numpy() == 0, np.abs(array) <= 2.0**-25)
+
+
+@given(arrays)
+def test_bfloat16_is_the_upper_half_of_float32_rounded_to_even(array: np.ndarray) -> None:
+    bits = array.view(np.uint32).astype(np.uint64)
+    upper = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    message = CODECS["bfloat16"].encode(torch.from_numpy(array))
+    assert message.numpy().tobytes() == upper.tobytes()
+    restored = CODECS["bfloat16"].decode(message, array.shape)
+    assert restored.numpy().tobytes() == (upper.astype(np.uint32) << 16).tobytes()
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_half_precision_does_not_hide_what_is_no_number(half: str, value: float) -> None:
+    restored = CODECS[half].decode(CODECS[half].encode(torch.tensor([1.0, value])), (2,))
+    assert torch.isfinite(restored).tolist() == [True, False]
+
+
+def test_layers_behind_rounded_messages_are_named() -> None:
     chain = build_model("lenet5").chain
     parts = {
         "device": Assignment(parent="edge", depth=3, samples=8),
@@ -101,5 +133,11 @@ def test_layers_with_8_bits_behind_them_are_named() -> None:
         "cloud": Assignment(parent=None, depth=13, samples=0),
     }
     plan = Plan(batch_size=12, data_holder="device", workers=parts)
-    for execution, lossy in ((JALAD, ("pool1: 8-bit activations",)), (Execution.paper(), ())):
+    half, parameters = Execution(activation_encoding="float16"), Execution(parameter_encoding="bfloat16")
+    for execution, lossy in (
+        (JALAD, ("pool1: 8-bit activations",)),
+        (half, ("pool1: half-precision activations",)),
+        (parameters, ("pool1: half-precision parameters", "loss: half-precision parameters")),
+        (Execution.paper(), ()),
+    ):
         assert lossy_layers(compile_plan(plan, chain, execution), chain) == lossy

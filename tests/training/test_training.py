@@ -199,6 +199,45 @@ def test_activations_of_8_bits_equal_one_process_that_rounds_at_the_cuts(testbed
     assert np.abs(by_plan - exact).max() > 50 * TOLERANCE
 
 
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_half_precision_changes_losses_a_little(testbed: Testbed, half: str) -> None:
+    """By far more than the order of sums, which is below 1e-6 at first; in time training amplifies either."""
+    plan, dataset = tree(32, device=("edge", 6, 12), edge=(None, 13, 20)), load_dataset("digits")
+    optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9)
+    training = training_settings(LENET, dataset, 32, iterations=30, optimizer=optimizer)
+    execution = Execution.model_validate({"activation_encoding": half, "parameter_encoding": half})
+    run = train(testbed, instant_problem(chain_of(training.model), 32, execution), plan, training)
+    differences = np.abs(np.divide(run.losses, train_on_one_process(training, dataset).losses) - 1)
+    assert 1e-4 < differences.max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("field", "learning_rate", "place"),
+    [
+        (
+            "parameter_encoding",
+            1e9,
+            r"edge failed: .*iteration 1, action \d+ of \d+ \(send weights layers 1..3 to device",
+        ),
+        (
+            "activation_encoding",
+            1e4,
+            r"edge failed: .*iteration 2, action \d+ of \d+ \(send activation gradients at depth 3 .* to device",
+        ),
+    ],
+)
+def test_what_float16_cannot_hold_ends_training_with_its_place(
+    pair: Testbed, field: str, learning_rate: float, place: str
+) -> None:
+    dataset, optimizer = load_dataset("digits"), OptimizerSettings(learning_rate=learning_rate, momentum=0.0)
+    training = training_settings(LENET, dataset, 12, iterations=3, optimizer=optimizer)
+    problem = instant_problem(chain_of(training.model), 12, Execution.model_validate({field: "float16"}))
+    with pytest.raises(
+        WorkerError, match=place + r".*: its greatest number is \S+; float16 ends at 65504, bfloat16 has"
+    ):
+        train(pair, problem, TWO, training)
+
+
 @pytest.mark.parametrize("name", ["one worker, without the data", "data-parallel"])
 def test_8_bits_change_nothing_where_no_activations_travel(testbed: Testbed, name: str) -> None:
     assert (
