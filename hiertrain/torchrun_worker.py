@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -27,7 +28,7 @@ from hiertrain.results import alarms
 from hiertrain.runtime.heartbeat import Pulse
 from hiertrain.runtime.train_job import train
 from hiertrain.training.evaluation import accuracy, estimate_statistics
-from hiertrain.training.run import keep_iteration, steady
+from hiertrain.training.run import begun_s, keep_iteration, steady
 from hiertrain.values import MOST_WORKERS, InputError, shown
 from hiertrain.workload.architectures import build_model, chain_of
 from hiertrain.workload.datasets import load_dataset
@@ -72,8 +73,11 @@ class _Folder:
 
     def close(self, error: str | None) -> str:
         """Write the report; return what there is to say about it."""
-        times_s = [iteration.ended_s - iteration.started_s for iteration in self._done]
-        steady_s = steady(times_s)
+        overlapped = self._jobs.program.overlapped
+        started_s = np.array([iteration.started_s for iteration in self._done])
+        ended_s = np.array([iteration.ended_s for iteration in self._done])
+        times_s = (ended_s - begun_s(started_s, ended_s, overlapped)).tolist()
+        steady_s = steady(times_s, overlapped) or times_s
         alarming = alarms.misses({"this plan": (self._jobs.predicted_s, median(steady_s))} if steady_s else {})
         report = Report(
             worker=self._name,

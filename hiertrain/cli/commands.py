@@ -173,6 +173,7 @@ def run_train(options: argparse.Namespace) -> None:
     from hiertrain.experiments.comparison import train_and_compare
     from hiertrain.profiling.measure import measure_layers, measure_links
     from hiertrain.results.records import recorded, save_record
+    from hiertrain.results.timelines import observed_spans
     from hiertrain.workload.datasets import load_dataset
 
     # All that is given is checked before anything is measured.
@@ -212,6 +213,7 @@ def run_train(options: argparse.Namespace) -> None:
         "kind": kind,
         "predicted_iteration_s": found.times.predicted_s,
         "alone": {name: worker._asdict() for name, worker in found.alone.items()},
+        "timeline": observed_spans(run, kind),
         **_results(run, training, dataset, output),
     }
     if not options.no_reference:
@@ -269,14 +271,14 @@ def _what_ran(asked: Plan | Program, run: "TrainingRun", training: Training) -> 
 def _seen(root: Path, found: "Comparison", parameters: dict[str, Any]) -> list[Alarm]:
     """What made the run differ from its prediction, or from earlier runs by the same plan or program."""
     from hiertrain.results.records import same_runs
+    from hiertrain.training.run import steady
 
     what = "plan" if "plan" in parameters else "program"
     same = {name: parameters[name] for name in (what, "testbed", "execution") if name in parameters}
     same["training"] = {"model": parameters["training"]["model"]}
-    times_s = [one["iteration_s"][1:] for one in same_runs("train", same, root)]
-    same_s = [statistics.median(steady_s) for steady_s in times_s if steady_s]
-    if found.run.iterations == 1:  # which warms up
-        same_s = []
+    overlapped = found.run.program.overlapped
+    times_s = [steady(one["iteration_s"], overlapped) for one in same_runs("train", same, root)]
+    same_s = [statistics.median(steady_s) for steady_s in times_s if steady_s] if found.run.counted else []
     times = {f"the {what}": found.times, **found.alone}
     return of_run(found.run.late_share, times, [*same_s, found.times.observed_s])
 
@@ -316,8 +318,7 @@ def _results(run: "TrainingRun", training: Training, dataset: "Dataset", folder:
     path = save_model(learnt.model, training, folder / WEIGHTS)
     print(f"test accuracy, trained on {', '.join(run.program.computing)}: {learnt.accuracy:.4f}")
     print(f"model: {path}")
-    timeline = run.timeline(training.iterations - 1)
-    return {"late_share": run.late_share, "last_timeline": timeline, **run.summary(), "accuracy": learnt.accuracy}
+    return {"late_share": run.late_share, **run.summary(), "accuracy": learnt.accuracy}
 
 
 def _results_of_one_process(run: "TrainingRun", training: Training, dataset: "Dataset") -> dict[str, float]:

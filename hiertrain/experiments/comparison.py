@@ -48,7 +48,7 @@ def train_and_compare(testbed: Testbed, problem: Problem, asked: Plan | Program,
     run = train(testbed, problem, asked, training)
     predicted_s = simulate(run.program, problem.profile, problem.network).period_s
     times, alone = Times(predicted_s, statistics.median(run.steady_s)), {}
-    if len(run.program.computing) > 1 and training.iterations > 1:  # the first one warms up
+    if len(run.program.computing) > 1 and run.counted:
         alone = _alone(testbed, problem, training)
     return Comparison(run, times, alone)
 
@@ -60,7 +60,7 @@ def _alone(testbed: Testbed, problem: Problem, training: Training) -> dict[str, 
     times = {}
     for name, alone in plans.items():
         if predicted_s[name] <= ALONE_AT_MOST * min(predicted_s.values()):
-            iterations = iterations_within(ALONE_S, predicted_s[name], least=3)
+            iterations = iterations_within(ALONE_S, predicted_s[name], problem.execution, least=3)
             short = training.model_copy(update={"iterations": iterations, "snapshot_every": iterations})
             run = train(testbed, problem, alone, short)
             times[name] = Times(predicted_s[name], statistics.median(run.steady_s))

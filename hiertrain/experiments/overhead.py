@@ -16,7 +16,7 @@ from hiertrain.problem.problem import Problem
 from hiertrain.program.simulator import iteration_s
 from hiertrain.testbeds.session import Testbed
 from hiertrain.training.pytorch_baselines import train_as_rival
-from hiertrain.training.run import TrainingRun
+from hiertrain.training.run import TrainingRun, counting
 from hiertrain.training.train import train
 from hiertrain.values import InputError
 from hiertrain.workload.spec import Training
@@ -80,8 +80,9 @@ def run_block(testbed: Testbed, race: Race, warm_up: int, unkept: Testbed | None
     magnifies what rounding makes different.
     ``predicted_ms``: what the cost model says of the plan; none of a rival.
     """
-    if not 1 <= warm_up < race.training.iterations:
-        raise InputError(f"{warm_up} iterations to warm up: must be from 1 to below {race.training.iterations}")
+    counted = counting(race.training.iterations, race.problem.execution.prefetch)
+    if warm_up not in counted:
+        raise InputError(f"{warm_up} iterations to warm up: must be from 1 to below {counted.stop}")
     runs = {OURS: train(testbed, race.problem, race.plan, race.training)}
     for rival in race.rivals:
         runs[rival] = train_as_rival(testbed, race.plan, race.training, rival)
@@ -104,8 +105,8 @@ def run_block(testbed: Testbed, race: Race, warm_up: int, unkept: Testbed | None
 
 
 def between_ends_ms(run: TrainingRun, warm_up: int) -> np.ndarray:
-    """The time from the end of each iteration to the end of the next, after ``warm_up``; shape (I - warm_up,)."""
-    return np.diff(run.elapsed_s)[warm_up - 1 :] * 1e3
+    """The time from the end of each iteration to the end of the next, of those that count after ``warm_up``."""
+    return np.diff(run.elapsed_s)[warm_up - 1 : run.counted.stop - 1] * 1e3
 
 
 def unpaced_table(blocks: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
 from hiertrain.results.alarms import misfits, repetitions, spreads
 from hiertrain.results.records import remembered
-from hiertrain.results.timelines import action_table, prediction_table, timeline_table
+from hiertrain.results.timelines import action_table, observed_spans, predicted_spans, prediction_table
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import AnySettings, kind_of_times
@@ -94,15 +94,12 @@ def compare_plans(
     runs = {}
     for name in tqdm(plans, desc="plans", unit="plan", leave=False):
         if predicted[name].period_s <= slowest_s:
-            iterations = iterations_within(plan_s, predicted[name].period_s)
+            iterations = iterations_within(plan_s, predicted[name].period_s, problem.execution)
             update = {"iterations": iterations, "snapshot_every": iterations}
             runs[name] = train(testbed, problem, plans[name], training.model_copy(update=update))
     kind, best = kind_of_times(testbed.settings), runs["optimum"]
     same_s = [float(np.median(run.steady_s)) for run in runs.values() if run.program == best.program]
-    spans = [
-        timeline_table(predicted["optimum"], "predicted"),
-        timeline_table(best.timeline(best.typical), kind),
-    ]
+    spans = [predicted_spans(best.program, predicted["optimum"]), observed_spans(best, kind)]
     return {
         "kind": kind,
         "network": network,

@@ -11,7 +11,7 @@ from hiertrain.experiments.work import works_of
 from hiertrain.problem.plan import Plan
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
-from hiertrain.results.timelines import timeline_table
+from hiertrain.results.timelines import predicted_spans
 
 
 def policy_table(
@@ -93,7 +93,7 @@ def speedup_table(policies: pd.DataFrame, of: str) -> pd.DataFrame:
 def policy_timelines(
     settings: Emulated, case: Case, results: Mapping[str, Mapping[str, Any]], work_s: float
 ) -> pd.DataFrame:
-    """One iteration of each different piece of work of a case, as ``timeline_table`` has it, and its ``policy`` names.
+    """What each different piece of work of a case does when, as ``observed_spans`` has it, and its ``policy`` names.
 
     The executed one if it is among the results, else as it is predicted.
     """
@@ -106,6 +106,6 @@ def policy_timelines(
         else:
             problem, plan = same[0].problem, same[0].plan
             program = compile_plan(plan, problem.profile.chain, problem.execution)
-            table = timeline_table(simulate(program, problem.profile, problem.network), "predicted")
+            table = predicted_spans(program, simulate(program, problem.profile, problem.network))
         tables.append(table.assign(policy=", ".join(policy.name for policy in same)))
     return pd.concat(tables, ignore_index=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from hiertrain.experiments.grid import Case, Emulated, Setting, settings_at
@@ -20,7 +19,7 @@ from hiertrain.problem.problem import Problem
 from hiertrain.program.actions import Op, Role
 from hiertrain.program.compiler import compile_plan
 from hiertrain.results.records import remembered
-from hiertrain.results.timelines import timeline_table
+from hiertrain.results.timelines import observed_spans
 from hiertrain.testbeds import changing_testbed
 from hiertrain.testbeds.session import Testbed
 from hiertrain.testbeds.settings import kind_of_times
@@ -133,20 +132,19 @@ def works_of(settings: Emulated, case: Case, work_s: float) -> list[Work]:
 
 
 def _execute(testbed_at: Callable[[], Testbed], work: Work, work_s: float) -> dict[str, object]:
-    """Train, and keep the times of the iterations after the first, and the timeline of the one with their median."""
+    """Train, and keep the times of the iterations that count, and the timeline of the typical ones."""
     testbed = testbed_at()
     problem, plan = work.policy.problem, work.policy.plan
-    iterations = iterations_within(work_s, work.policy.predicted_s, LEAST_TIMED)
+    iterations = iterations_within(work_s, work.policy.predicted_s, problem.execution, LEAST_TIMED)
     run = train(testbed, problem, plan, _training(problem, iterations))
-    kind, iteration_s = kind_of_times(testbed.settings), run.steady_s
-    typical = 1 + int(np.argsort(iteration_s)[len(iteration_s) // 2])
+    kind = kind_of_times(testbed.settings)
     return {
         "kind": kind,
         "plan": plan,
-        "iteration_s": iteration_s,
+        "iteration_s": run.steady_s,
         "late_share": run.late_share,
         "clock_error_s": run.clock_error_s,
-        "timeline": timeline_table(run.timeline(typical), kind),
+        "timeline": observed_spans(run, kind),
     }
 
 

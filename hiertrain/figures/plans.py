@@ -1,6 +1,6 @@
 """Plans: when each worker does what, how long an iteration takes, and how far predictions are off."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import fill
 
 import numpy as np
@@ -30,14 +30,19 @@ from hiertrain.figures.style import (
 from hiertrain.program.actions import Op
 
 TITLE_CHARACTERS = 48  # that fit above a panel
+BAR = 0.8  # height of a row of a timeline that is filled
+HATCH = "//////"  # what is sent for a later iteration
 
 
 def plot_timeline(df: pd.DataFrame, by: str = "source") -> Figure:
     """What each worker and its network do when: one panel per value of ``by``, one row per worker and lane.
 
-    Columns: worker, kind (of the action), start_ms, end_ms, lane ("compute" or "network"), source, ``by``.
+    Columns: iteration (from 0, which starts at 0 ms; below 0 for what reaches in from earlier ones), worker, kind (of
+    the action), peer (NaN for none), ahead (sent for an iteration so many later), start_ms, end_ms, period_ms (of the
+    iteration), lane ("compute" or "network"), source, ``by``. Messages to several workers share the height of a row.
     """
-    check_columns(df, ["worker", "kind", "start_ms", "end_ms", "lane", "source", by])
+    columns = ["iteration", "worker", "kind", "peer", "ahead", "start_ms", "end_ms", "period_ms", "lane", "source"]
+    check_columns(df, [*columns, by])
     titles = list(dict.fromkeys(df[by]))
     lanes = [
         (worker, lane)
@@ -45,22 +50,21 @@ def plot_timeline(df: pd.DataFrame, by: str = "source") -> Figure:
         for lane in ("compute", "network")
         if ((df["worker"] == worker) & (df["lane"] == lane)).any()
     ]
+    ends_ms = {title: _ends_ms(df[df[by] == title]) for title in titles}
     with use_style():
         fig, axes = panels(len(titles), 1, 0.9 + len(titles) * (0.35 + 0.17 * len(lanes)))
         for ax, title in zip(axes, titles, strict=True):
-            spans = df[df[by] == title]
-            _draw_spans(ax, spans, lanes)
+            spans, (*borders_ms, last_ms) = df[df[by] == title], ends_ms[title]
+            _draw_spans(ax, spans[spans["start_ms"] < last_ms], lanes, last_ms)
+            for border_ms in borders_ms and [*borders_ms, last_ms]:
+                ax.axvline(border_ms, color=BLACK, linewidth=0.6)
             source = "" if by == "source" else f" {spans['source'].iloc[0]}"
-            ax.set_title(fill(f"{title}:{source} {spans['end_ms'].max():.4g} ms", TITLE_CHARACTERS), loc="left")
-            ax.set_xlim(0, df["end_ms"].max())
+            time_ms = last_ms / len(ends_ms[title])
+            ax.set_title(fill(f"{title}:{source} {time_ms:.4g} ms", TITLE_CHARACTERS), loc="left")
+            ax.set_xlim(0, max(own_ms[-1] for own_ms in ends_ms.values()))
             ax.tick_params(labelbottom=ax is axes[-1])
-        axes[-1].set_xlabel("time in the iteration (ms)")
-        shown: dict[str, Artist] = {
-            "waiting" if kind.startswith(Op.RECEIVE) else kind: Patch(color=ACTION_COLOURS[kind])
-            for kind in df["kind"].unique()
-        }
-        if _unseen(df).any():
-            shown["arrival unknown"] = Line2D([], [], color=BLACK, marker="|", linestyle="")
+        axes[-1].set_xlabel("time (ms)")
+        shown = _legend(df)
         fig.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, handlelength=1.2)
     return fig
 
@@ -149,29 +153,64 @@ def plot_errors(df: pd.DataFrame, by: str, source: Source, limit: float | None =
     return fig
 
 
+def _ends_ms(spans: pd.DataFrame) -> list[float]:
+    """When each iteration from 0 ends."""
+    shown = spans[spans["iteration"] >= 0]
+    return shown.groupby("iteration")["period_ms"].first().cumsum().tolist()
+
+
+def _legend(spans: pd.DataFrame) -> dict[str, Artist]:
+    """What is to be explained, by its name."""
+    shown: dict[str, Artist] = {}
+    for kind, ahead in spans[["kind", "ahead"]].drop_duplicates().itertuples(index=False):
+        name = "waiting" if kind.startswith(Op.RECEIVE) else f"sent {ahead} ahead" if ahead else kind
+        shown[name] = Patch(
+            facecolor=ACTION_COLOURS[kind], edgecolor="white", hatch=HATCH if ahead else "", linewidth=0
+        )
+    if (spans["iteration"] > 0).any():
+        shown["end of iteration"] = Line2D([], [], color=BLACK, linewidth=0.6)
+    if _unseen(spans).any():
+        shown["arrival unknown"] = Line2D([], [], color=BLACK, marker="|", linestyle="")
+    return shown
+
+
 def _unseen(spans: pd.DataFrame) -> pd.Series:
     """Which spans are sends whose message came before its receiver asked for it."""
     observed = spans["source"] != "predicted"
     return observed & spans["kind"].str.startswith(Op.SEND) & (spans["start_ms"] == spans["end_ms"])
 
 
-def _draw_spans(ax: Axes, spans: pd.DataFrame, lanes: Sequence[tuple[str, str]]) -> None:
-    """One horizontal bar per span; waiting is drawn first so that it hides nothing."""
-    rows: Mapping[tuple[str, str], int] = {lane: row for row, lane in enumerate(lanes)}
+def _draw_spans(ax: Axes, spans: pd.DataFrame, lanes: Sequence[tuple[str, str]], last_ms: float) -> None:
+    """One horizontal bar per span, up to ``last_ms``; waiting is drawn first so that it hides nothing."""
+    spans = spans.assign(**_places(spans, lanes))
     waiting = spans["kind"].str.startswith(Op.RECEIVE)
     for part in (spans[waiting], spans[~waiting]):
         ax.barh(
-            [rows[lane] for lane in zip(part["worker"], part["lane"], strict=True)],
-            part["end_ms"] - part["start_ms"],
+            part["y"],
+            part["end_ms"].clip(upper=last_ms) - part["start_ms"],
             left=part["start_ms"],
-            height=0.8,
+            height=part["height"],
             color=[ACTION_COLOURS[kind] for kind in part["kind"]],
+            hatch=[HATCH if ahead else "" for ahead in part["ahead"]],
             edgecolor="white",
             linewidth=0.2,
         )
     for _, span in spans[_unseen(spans)].iterrows():
-        row, colour = rows[span["worker"], span["lane"]], ACTION_COLOURS[span["kind"]]
-        ax.plot(span["start_ms"], row, "|", color=colour, markersize=9, markeredgewidth=1.5)
+        ax.plot(span["start_ms"], span["y"], "|", color=ACTION_COLOURS[span["kind"]], markersize=11 * span["height"],
+                markeredgewidth=1.5)  # fmt: skip
     ax.set_yticks(range(len(lanes)), [f"{worker} {lane}" for worker, lane in lanes])
     ax.set_ylim(len(lanes) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
+
+
+def _places(spans: pd.DataFrame, lanes: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
+    """The middle, ``y``, and the height of each bar: messages to several workers share the height of their row."""
+    sends = spans["kind"].str.startswith(Op.SEND)
+    receivers = {worker: list(peers.unique()) for worker, peers in spans[sends].groupby("worker")["peer"]}
+    places: dict[str, list[float]] = {"y": [], "height": []}
+    for worker, lane, peer, send in zip(spans["worker"], spans["lane"], spans["peer"], sends, strict=True):
+        sharing = receivers[worker] if send else [peer]
+        height = BAR / len(sharing)
+        places["y"].append(lanes.index((worker, lane)) - BAR / 2 + height * (sharing.index(peer) + 0.5))
+        places["height"].append(height)
+    return places

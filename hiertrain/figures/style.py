@@ -77,6 +77,7 @@ STYLE: dict[RcKeyType, object] = {
     "xtick.bottom": True,
     "ytick.left": True,
     "grid.linewidth": 0.5,
+    "hatch.linewidth": 0.4,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.0,
     "lines.markersize": 3,

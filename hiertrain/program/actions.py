@@ -104,6 +104,11 @@ class Program(Value):
         """The workers that compute layers, not only send samples."""
         return tuple(name for name, own in self.actions.items() if any(action.op == Op.FORWARD for action in own))
 
+    @property
+    def root(self) -> str:
+        """The worker that updates."""
+        return next(worker for worker, own in self.actions.items() if any(action.op == Op.UPDATE for action in own))
+
     def part(self, worker: str) -> WorkerProgram:
         """What ``worker`` is sent."""
         return WorkerProgram(

@@ -10,18 +10,19 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from hiertrain.control.answers import ClockReading, Iteration
-from hiertrain.program.actions import Program
+from hiertrain.program.actions import MOST_AHEAD, Program
 from hiertrain.program.simulator import receipts
 from hiertrain.program.timeline import Span, Timeline
 from hiertrain.values import InputError
 
 AWAITED_S = 2e-4  # a receive that takes so long had to wait: otherwise the message was there
 MOST_SPANS = 1000  # iterations of which a run keeps the spans
+TOGETHER = 8  # consecutive ones of these: where iterations overlap, one is understood with its neighbours
 
 
 class Times(NamedTuple):
@@ -56,26 +57,41 @@ class Snapshots(Mapping[int, bytes]):
 
 
 def keep_iteration(done: list[Iteration], iteration: Iteration) -> None:
-    """Append what a worker reports, and keep no more spans than of ``MOST_SPANS`` iterations and the last one.
+    """Append what a worker reports, and keep no more spans than of ``MOST_SPANS`` iterations, ``TOGETHER`` by together.
 
-    Of more iterations it is every second one that keeps them, then every fourth, and so on; the same on all workers.
+    Of more iterations it is every second such block that keeps them, then every fourth, and so on; the same on all
+    workers.
     """
     done.append(iteration)
     stride = _stride(len(done))
-    passed = range(len(done) - 1) if stride > _stride(len(done) - 1) else range(max(0, len(done) - 2), len(done) - 1)
-    for number in passed:
-        if number % stride and done[number].spans:
+    for number in range(len(done)) if stride > _stride(len(done) - 1) else [len(done) - 1]:
+        if number // TOGETHER % stride and done[number].spans:
             done[number] = done[number].model_copy(update={"spans": ()})
 
 
-def steady(iteration_s: Sequence[float]) -> Sequence[float]:
-    """The times of the iterations after the first, which warms up; of a single one, its own."""
-    return iteration_s[1:] or iteration_s
-
-
 def _stride(iterations: int) -> int:
-    """The least power of two of which ``iterations`` has at most ``MOST_SPANS`` multiples."""
+    """The least power of two that leaves at most ``MOST_SPANS``, if it is of blocks of so many that one is kept."""
     return 1 << (max(0, iterations - 1) // MOST_SPANS).bit_length()
+
+
+def counting(iterations: int, overlapped: bool) -> range:
+    """Which iterations, from 0, count: those in the steady state; none where there are too few.
+
+    The first one warms up. Where they overlap, raw samples of coming ones have been sent before it, and the last ones
+    send none: they are shorter.
+    """
+    return range(1, max(1, iterations - MOST_AHEAD * overlapped))
+
+
+def steady(iteration_s: Sequence[float], overlapped: bool) -> Sequence[float]:
+    """The times of those of the iterations that count: see ``counting``."""
+    counted = counting(len(iteration_s), overlapped)
+    return iteration_s[counted.start : counted.stop]
+
+
+def begun_s(started_s: np.ndarray, ended_s: np.ndarray, overlapped: bool) -> np.ndarray:
+    """Since when each iteration's time counts: where they overlap, since the end of the one before; shape (I,)."""
+    return np.concatenate([started_s[:1], ended_s[:-1]]) if overlapped else started_s
 
 
 def was_awaited(receipt: Span) -> bool:
@@ -108,13 +124,16 @@ class TrainingRun:
 
     @cached_property
     def iteration_s(self) -> tuple[float, ...]:
-        """Seconds per iteration, from its first worker's start to its last worker's end; shape (I,)."""
-        return tuple((self._ended_s.max(axis=0) - self._started_s.min(axis=0)).tolist())
+        """Seconds per iteration, from its first worker's start to its last worker's end; shape (I,).
+
+        Where they overlap, between the ends of two of them on the worker that updates; the first since it started.
+        """
+        return tuple((self._ended_s - self._begun_s).tolist())
 
     @cached_property
     def elapsed_s(self) -> tuple[float, ...]:
         """Seconds from the first iteration's start to the end of each iteration; shape (I,)."""
-        return tuple((self._ended_s.max(axis=0) - self._started_s[:, :1].min()).tolist())
+        return tuple((self._ended_s - self._begun_s[:1]).tolist())
 
     @property
     def late_share(self) -> float:
@@ -126,19 +145,37 @@ class TrainingRun:
         return max(late_s) / sum(self.iteration_s)
 
     @property
+    def counted(self) -> range:
+        """The iterations, from 0, that count: see ``counting``."""
+        return counting(self.iterations, self.program.overlapped)
+
+    @property
     def steady_s(self) -> tuple[float, ...]:
-        """The ``steady`` ones of the times of its iterations."""
-        return tuple(steady(self.iteration_s))
+        """The times of the iterations that count; of all where none does."""
+        return tuple(steady(self.iteration_s, self.program.overlapped) or self.iteration_s)
 
     @property
     def clock_error_s(self) -> float:
         """The most by which spans of two workers may be shifted against each other."""
         return max((reading.error_s for readings in self.clocks.values() for reading in readings), default=0.0)
 
-    @property
-    def typical(self) -> int:
-        """The iteration, from 0, whose time is the median of all with spans; of an even number of these, the longer."""
-        return sorted(self.with_spans, key=lambda iteration: self.iteration_s[iteration])[len(self.with_spans) // 2]
+    def typical(self, together: int = 1) -> range:
+        """So many consecutive iterations, from 0, whose time is the median of all such that count and have spans.
+
+        Of an even number, the longer. Fewer where fewer count; any where none does.
+        """
+        among = self.counted or range(self.iterations)
+        together = min(together, len(among))
+        aside = MOST_AHEAD * self.program.overlapped  # others reach into them, and they into others
+        kept = set(self.with_spans)
+        firsts = [
+            first
+            for first in among[: len(among) - together + 1]
+            if kept.issuperset(range(max(0, first - aside), min(self.iterations, first + together + aside)))
+        ]
+        firsts.sort(key=lambda first: sum(self.iteration_s[first : first + together]))
+        first = firsts[len(firsts) // 2]
+        return range(first, first + together)
 
     @cached_property
     def with_spans(self) -> tuple[int, ...]:
@@ -146,15 +183,29 @@ class TrainingRun:
         return tuple(i for i in range(self.iterations) if all(own[i].spans for own in self.done.values()))
 
     def timeline(self, iteration: int) -> Timeline:
-        """The spans of one iteration, on one clock; it starts with its first worker.
+        """The spans of one iteration, on one clock, from where its time counts.
 
-        A send ends when its receiver, waiting for it, had it. The arrival of a message that came before its receiver
-        asked for it is known of an emulated link only; on a real one, such a send has no length. Raises InputError for
-        an iteration that is not ``with_spans``.
+        A send ends when its receiver, waiting for it, had it: in a later iteration where it was sent ahead. The arrival
+        of a message that came before its receiver asked for it is known of an emulated link only; on a real one, such a
+        send has no length. Raises InputError for an iteration that is not ``with_spans``.
         """
         if iteration not in self.with_spans:
-            raise InputError(f"iteration {iteration}: its spans were not kept, only those of {MOST_SPANS} and the last")
-        start_s = self._started_s[:, iteration].min()
+            raise InputError(f"iteration {iteration}: its spans were not kept, only those of at most {MOST_SPANS}")
+        start_s = self._begun_s[iteration]
+        spans = self._spans(iteration, start_s)
+        received = {
+            ahead: self._spans(iteration + ahead, start_s) for ahead in {s.action.ahead for s in spans.values()}
+        }
+        for send, place in receipts(self.program).items():
+            receipt = received[spans[send].action.ahead].get(place)
+            if receipt is not None and was_awaited(receipt):
+                spans[send] = replace(spans[send], end_s=max(spans[send].start_s, receipt.end_s))
+        return Timeline(tuple(spans.values()), self.iteration_s[iteration])
+
+    def _spans(self, iteration: int, start_s: float) -> dict[tuple[str, int], Span]:
+        """The spans of an iteration as the workers know them, by worker and position; none where they were not kept."""
+        if iteration not in self.with_spans:
+            return {}
         spans = {}
         for name, own in self.done.items():
             times_s = (self._on_one_clock(name, np.array(own[iteration].spans)) - start_s).tolist()
@@ -162,11 +213,7 @@ class TrainingRun:
             spans |= {
                 (name, position): Span(name, position, action, *times) for position, (action, times) in enumerate(timed)
             }
-        for send, receipt in receipts(self.program).items():
-            if was_awaited(spans[receipt]):
-                end_s = max(spans[send].start_s, spans[receipt].end_s)
-                spans[send] = replace(spans[send], end_s=end_s)
-        return Timeline(tuple(spans.values()))
+        return spans
 
     def summary(self) -> dict[str, object]:
         """What a record keeps of the run."""
@@ -179,16 +226,23 @@ class TrainingRun:
         }
 
     @cached_property
-    def _started_s(self) -> np.ndarray:
-        """Shape (workers, I), on one clock."""
-        return self._per_worker({name: [i.started_s for i in own] for name, own in self.done.items()})
+    def _begun_s(self) -> np.ndarray:
+        """Since when the time of each iteration counts, on one clock; shape (I,)."""
+        started_s = np.min(list(self._per_worker("started_s").values()), axis=0)
+        return begun_s(started_s, self._ended_s, self.program.overlapped)
 
     @cached_property
     def _ended_s(self) -> np.ndarray:
-        return self._per_worker({name: [i.ended_s for i in own] for name, own in self.done.items()})
+        """When each iteration ended: where they overlap on the worker that updates, else on the last; shape (I,)."""
+        ended_s = self._per_worker("ended_s")
+        return ended_s[self.program.root] if self.program.overlapped else np.max(list(ended_s.values()), axis=0)
 
-    def _per_worker(self, times_s: Mapping[str, Sequence[float]]) -> np.ndarray:
-        return np.array([self._on_one_clock(name, own[: self.iterations]) for name, own in times_s.items()])
+    def _per_worker(self, time: Literal["started_s", "ended_s"]) -> dict[str, np.ndarray]:
+        """When each worker started or ended each iteration, on one clock; shape (I,) each."""
+        return {
+            name: self._on_one_clock(name, [getattr(iteration, time) for iteration in own[: self.iterations]])
+            for name, own in self.done.items()
+        }
 
     def _on_one_clock(self, name: str, times_s: Sequence[float] | np.ndarray) -> np.ndarray:
         """A worker's own times as the first member's clock shows them."""

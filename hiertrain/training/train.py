@@ -15,7 +15,7 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile, WorkerProfile
-from hiertrain.program.actions import Program
+from hiertrain.program.actions import MOST_AHEAD, Program
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.dry_run import dry_run
 from hiertrain.program.simulator import simulate
@@ -26,16 +26,16 @@ from hiertrain.values import InputError
 from hiertrain.workload.architectures import chain_of
 from hiertrain.workload.spec import Training
 
-MOST_TIMED = 30  # iterations of one plan, after one that warms up
+MOST_TIMED = 30  # iterations of one plan that count
 
 
-def iterations_within(work_s: float, predicted_s: float, least: int = 1) -> int:
-    """How many iterations of ``predicted_s`` to train for about ``work_s``: one that warms up, and those that count.
+def iterations_within(work_s: float, predicted_s: float, execution: Execution, least: int = 1) -> int:
+    """How many iterations of ``predicted_s`` to train for about ``work_s``, with those that do not count.
 
-    The latter are at least ``least`` and at most ``MOST_TIMED``.
+    Those that count (``run.counting``) are at least ``least`` and at most ``MOST_TIMED``.
     """
     wanted = round(work_s / max(predicted_s, work_s / MOST_TIMED))  # a profile written by hand may cost nothing
-    return 1 + max(wanted, least)
+    return 1 + max(wanted, least) + MOST_AHEAD * execution.prefetch
 
 
 def train(testbed: Testbed, problem: Problem, asked: Plan | Program, training: Training) -> TrainingRun:

@@ -23,6 +23,7 @@ from hiertrain.program.simulator import iteration_s
 from hiertrain.results import records
 from hiertrain.testbeds import find_testbed
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
+from hiertrain.training.run import counting
 from hiertrain.training.train import MOST_TIMED, iterations_within
 from hiertrain.values import InputError
 from tests.conftest import OpenLocal
@@ -132,7 +133,9 @@ def test_what_computing_and_links_depend_on_makes_a_difference(cases: list[Case]
     [(0.5, 3, 4), (5.0, 3, 3), (5.0, 1, 1), (0.001, 1, MOST_TIMED), (0.0, 1, MOST_TIMED)],
 )
 def test_iterations_fill_the_time_within_bounds(predicted_s: float, least: int, iterations: int) -> None:
-    assert iterations_within(2.0, predicted_s, least) == 1 + iterations  # one warms up
+    for execution in (Execution(), Execution(prefetch=True)):
+        total = iterations_within(2.0, predicted_s, execution, least)
+        assert len(counting(total, execution.prefetch)) == iterations
 
 
 def test_work_is_executed_once_and_then_recalled(

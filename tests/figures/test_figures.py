@@ -58,7 +58,8 @@ FIT = pd.DataFrame(
 )
 SPANS = pd.DataFrame(
     [
-        {"worker": "edge", "kind": str(kind), "start_ms": i, "end_ms": i + 1, "lane": lane, "source": source}
+        {"iteration": 0, "worker": "edge", "kind": str(kind), "peer": "cloud", "ahead": 0, "lane": lane}
+        | {"start_ms": i, "end_ms": i + 1, "period_ms": len(ACTION_COLOURS), "source": source}
         for i, kind in enumerate(ACTION_COLOURS)
         for lane in ("compute", "network")
         for source in ("predicted", "measured")
@@ -266,6 +267,33 @@ def test_a_send_of_unknown_end_is_a_tick_that_the_legend_explains() -> None:
         assert len(fig.axes[0].lines) == ticks
         labels = [text.get_text() for text in fig.legends[0].get_texts()]
         assert ("arrival unknown" in labels) == bool(ticks)
+
+
+def test_overlapped_iterations_are_divided_by_lines_and_cut_where_the_last_ends() -> None:
+    sent = SPANS[(SPANS["kind"] == "send samples") & (SPANS["source"] == "predicted")].head(1)
+    several = pd.concat(
+        sent.assign(iteration=number, ahead=2, start_ms=10.0 * number + 5, end_ms=10.0 * number + 25, period_ms=10.0)
+        for number in (-2, -1, 0, 1, 2)
+    )
+    fig = plot_timeline(several)
+    (ax,) = fig.axes
+    assert [line.get_xdata()[0] for line in ax.lines] == [10, 20, 30]
+    assert ax.get_xlim() == (0, 30)
+    assert max(bar.get_x() + bar.get_width() for bar in ax.patches) == 30
+    assert "predicted: 10 ms" in texts(fig)
+    assert {"sent 2 ahead", "end of iteration"} <= {text.get_text() for text in fig.legends[0].get_texts()}
+
+
+def test_messages_to_several_workers_share_a_row() -> None:
+    sent = SPANS[(SPANS["kind"] == "send samples") & (SPANS["source"] == "predicted") & (SPANS["lane"] == "network")]
+    alone, first, second = (
+        (bar.get_y(), bar.get_y() + bar.get_height())
+        for df in (sent, pd.concat([sent, sent.assign(peer="device")]))
+        for bar in plot_timeline(df).axes[0].patches
+    )
+    assert first[0] == alone[0]
+    assert first[1] == pytest.approx(second[0])
+    assert second[1] == pytest.approx(alone[1])
 
 
 def test_no_speedup_is_cut_off_and_the_paper_is_seen_where_it_is_near():

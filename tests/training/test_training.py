@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hiertrain.control.answers import Answer, Beat, Iteration, Progress, Snapshot
+from hiertrain.control.answers import Answer, Beat, Progress, Snapshot
 from hiertrain.control.jobs import Job
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
@@ -22,13 +22,11 @@ from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.program.actions import Op
-from hiertrain.program.compiler import compile_plan
 from hiertrain.runtime.encoding import dequantize, quantize
 from hiertrain.testbeds import open_testbed
 from hiertrain.testbeds.session import OnEvent, Testbed, WorkerError
 from hiertrain.testbeds.settings import LocalSettings, WorkerSettings
 from hiertrain.training.evaluation import accuracy, trained_model
-from hiertrain.training.run import Snapshots, TrainingRun, keep_iteration
 from hiertrain.training.settings import training_settings
 from hiertrain.training.single_process import train_on_one_process
 from hiertrain.training.train import check_training, train
@@ -528,39 +526,6 @@ def test_a_dead_parent_leaves_no_worker_behind(how: signal.Signals) -> None:
         parent.wait(30)
         _, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if alive(pid)], timeout=30)
         assert not any(alive(process.pid) for process in left)
-
-
-def test_a_long_run_keeps_the_spans_of_a_bounded_number_of_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hiertrain.training.run.MOST_SPANS", 8)
-    program = compile_plan(TWO, build_model("lenet5").chain, Execution.paper())
-    done: dict[str, list[Iteration]] = {name: [] for name in program.actions}
-    for number in range(1, 101):
-        for name, own in done.items():
-            spans = tuple((number + 0.1, number + 0.2) for _ in program.actions[name])
-            ended_s = number + number / 1000
-            keep_iteration(own, Iteration(loss=number, started_s=number, ended_s=ended_s, spans=spans, late_s=0.0))
-            kept = [iteration for iteration in own if iteration.spans]
-            assert len(kept) <= 8 + 1
-            assert kept[-1] == own[-1]
-    run = TrainingRun(program, done, dict.fromkeys(done, ()), {})
-    assert run.with_spans == (0, 16, 32, 48, 64, 80, 96, 99)  # spread evenly, and the last
-    assert run.losses == tuple(2.0 * number for number in range(1, 101))
-    assert len(run.iteration_s) == 100
-    assert run.typical == 64
-    assert run.timeline(64).period_s == pytest.approx(0.2)
-    with pytest.raises(InputError, match="iteration 65: its spans were not kept"):
-        run.timeline(65)
-
-
-def test_weights_are_kept_on_disk() -> None:
-    snapshots = Snapshots()
-    for iteration in (2, 4, 6):
-        snapshots.keep(iteration, bytes([iteration]) * iteration)
-    assert list(snapshots) == [2, 4, 6]
-    assert snapshots[4] == b"\4\4\4\4"
-    assert dict(snapshots) == {2: b"\2\2", 4: b"\4" * 4, 6: b"\6" * 6}
-    with pytest.raises(KeyError):
-        snapshots[3]
 
 
 def test_only_the_last_weights_are_kept_unless_more_are_asked_for() -> None:
