@@ -66,7 +66,7 @@ def simulate(program: Program, profile: Profile, network: Network) -> Timeline:
     if not program.overlapped:
         spans = replay.iterate(0)
         return Timeline(spans, max((span.end_s for span in spans), default=0.0))
-    root = next(name for name in program.actions if program.part(name).updates)
+    root = program.root
     ends_s, spans, steady = [0.0], (), None
     for iteration in range(-MOST_AHEAD, MOST_SIMULATED):
         spans = replay.iterate(iteration)

@@ -77,8 +77,8 @@ def _stride(iterations: int) -> int:
 def counting(iterations: int, overlapped: bool) -> range:
     """Which iterations, from 0, count: those in the steady state; none where there are too few.
 
-    The first one warms up. Where they overlap, raw samples of coming ones have been sent before it, and the last ones
-    send none: they are shorter.
+    The first one warms up. Where they overlap, links are full of raw samples once it has ended; in the last ones no
+    more are sent, which may make these shorter.
     """
     return range(1, max(1, iterations - MOST_AHEAD * overlapped))
 
