@@ -155,14 +155,12 @@ def _points(model: ChainModel, samples: int, passes: list[IterationTimes]) -> li
 
 
 def _time_updates(model: ChainModel, job: ProfileJob, device: torch.device) -> list[TimingPoint]:
-    """One optimizer step per layer with parameters, one layer after the other as in an iteration."""
+    """One optimizer step per layer with parameters, one after the other, by the gradients of the last iteration."""
     optimizers = {
         layer.name: build_optimizer(job.optimizer, parameters)
         for layer, module in zip(model.chain.layers[:-1], model.layers, strict=True)
         if (parameters := list(module.parameters()))
     }
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     rounds_s: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(job.warm_up + job.repetitions):
         for name, optimizer in optimizers.items():
