@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -20,10 +21,15 @@ from hiertrain.workload.chain_model import ChainModel, summed_loss
 from hiertrain.workload.optimizers import build_optimizer
 
 Report = Callable[[int, int, str], None]  # done, total, note
+IterationTimes = tuple[list[float], list[float]]  # forward and backward, a number for each layer
+ROUNDS = 3  # turns that each sample count has
 
 
 def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
     """Time forward, backward and update of every layer at the job's sample counts, and fit costs.
+
+    Layers are timed in whole iterations: one that is repeated alone finds in the cache what it will not find there.
+    The counts take turns, so that a while in which the machine is slower meets all of them and bends no cost.
 
     Sample counts that would exceed the job's time or memory limit are skipped, largest first, and the profile says so;
     the smallest is always measured. A count that a layer refuses, as BatchNorm does a single value per channel, is
@@ -31,30 +37,16 @@ def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
     """
     device = torch.device(job.accelerator)
     model = build_model(**dict(job.model)).to(device).train()
-    points: list[TimingPoint] = []
-    skipped: list[str] = []
-    refused: InputError | None = None
-    started_s = time.monotonic()
-    counts = sorted(set(job.sample_counts))
-    passed_s, previous = 0.0, 0
-    for index, samples in enumerate(counts):
-        reason = _excess(job, model, samples, time.monotonic() - started_s, passed_s * samples / max(previous, 1))
-        if reason and points:
-            skipped.append(f"{samples} samples: {reason}")
-            continue
-        report(index, len(counts), f"{samples} samples")
-        begun_s = time.monotonic()
-        try:
-            points += _time_passes(model, samples, job, device)
-        except InputError as error:
-            refused = error
-            skipped.append(f"{samples} samples: {error}")
-            continue
-        passed_s, previous = time.monotonic() - begun_s, samples
-    if refused and len({point.samples for point in points}) < 2:
-        raise InputError(f"{'; '.join(skipped)}; there must be two sample counts that can be timed") from refused
+    counts, skipped = _choose_counts(job, model, device)
+    turns = list(product(_rounds(job), counts))
+    times_s: dict[int, list[IterationTimes]] = {samples: [] for samples in counts}
+    for done, (repetitions, samples) in enumerate(turns):
+        report(done, len(turns), f"{samples} samples")
+        passes = [_one_iteration(model, samples, device) for _ in range(job.warm_up + repetitions)]
+        times_s[samples] += passes[job.warm_up :]
+    points = [point for samples, passes in times_s.items() for point in _points(model, samples, passes)]
     points += _time_updates(model, job, device)
-    report(len(counts), len(counts), "done")
+    report(len(turns), len(turns), "done")
     measurement = Measurement(
         host=platform.node(),
         threads=torch.get_num_threads(),
@@ -70,78 +62,112 @@ def time_layers(job: ProfileJob, report: Report) -> WorkerProfile:
     )
 
 
-def _excess(job: ProfileJob, model: ChainModel, samples: int, elapsed_s: float, expected_s: float) -> str | None:
+def _rounds(job: ProfileJob) -> list[int]:
+    """How many of the job's repetitions are in each round."""
+    return [len(part) for part in np.array_split(np.arange(job.repetitions), min(ROUNDS, job.repetitions))]
+
+
+def _choose_counts(job: ProfileJob, model: ChainModel, device: torch.device) -> tuple[list[int], list[str]]:
+    """The sample counts to time, by one iteration of each, and why the others are skipped. Raises InputError."""
+    chosen: list[int] = []
+    skipped: list[str] = []
+    refused: InputError | None = None
+    iterations = len(_rounds(job)) * job.warm_up + job.repetitions
+    needed_s = sample_s = 0.0
+    for samples in sorted(set(job.sample_counts)):
+        reason = _excess(job, model, samples, needed_s + iterations * sample_s * samples)
+        if reason and chosen:
+            skipped.append(f"{samples} samples: {reason}")
+            continue
+        begun_s = time.monotonic()
+        try:
+            _one_iteration(model, samples, device)
+        except InputError as error:
+            refused = error
+            skipped.append(f"{samples} samples: {error}")
+            continue
+        sample_s = (time.monotonic() - begun_s) / samples
+        needed_s += iterations * sample_s * samples
+        chosen.append(samples)
+    if refused and len(chosen) < 2:
+        raise InputError(f"{'; '.join(skipped)}; there must be two sample counts that can be timed") from refused
+    return chosen, skipped
+
+
+def _excess(job: ProfileJob, model: ChainModel, samples: int, needed_s: float) -> str | None:
     """Why this sample count must be skipped, or None."""
-    if elapsed_s + expected_s > job.time_limit_s:
+    if needed_s > job.time_limit_s:
         return f"would exceed the time limit of {job.time_limit_s:g} s"
     chain = model.chain
-    needed = 2 * chain.parameter_prefix_bytes[-1] + max(
-        samples * ((layer.activation_bytes or 0) + 2 * layer.output_bytes) for layer in chain.layers
+    needed = 2 * chain.parameter_prefix_bytes[-1] + samples * sum(
+        max(layer.activation_bytes or 0, layer.output_bytes) for layer in chain.layers
     )
     if job.memory_limit_bytes is not None and needed > job.memory_limit_bytes:
         return f"would need {needed} bytes of the memory limit {job.memory_limit_bytes}"
     return None
 
 
-def _time_passes(model: ChainModel, samples: int, job: ProfileJob, device: torch.device) -> list[TimingPoint]:
-    """Forward and backward of each layer, the loss included, on random samples.
+def _one_iteration(model: ChainModel, samples: int, device: torch.device) -> IterationTimes:
+    """Seconds of each layer's forward and of its backward pass, the loss included, in the order of the chain.
 
-    Raises InputError that names a layer which refuses so few of them.
+    On random samples, all of the first class. Raises InputError that names a layer which refuses so few of them.
     """
-    generator = torch.Generator().manual_seed(0)
-    value = torch.randint(0, 256, (samples, *model.sample_shape), dtype=torch.uint8, generator=generator).to(device)
-    labels = torch.randint(0, job.model.classes, (samples,), generator=generator).to(device)
-    points = []
-    for number, layer in enumerate(model.chain.layers, start=1):
-        loss = number == model.chain.depth
-        function = partial(summed_loss, labels=labels) if loss else partial(model.run, first=number, last=number)
+    value = torch.randint(0, 256, (samples, *model.sample_shape), dtype=torch.uint8, device=device)
+    labels = torch.zeros(samples, dtype=torch.int64, device=device)
+    model.zero_grad()
+    functions = [partial(model.run, first=number, last=number) for number in range(1, model.chain.depth)]
+    forward_s, backward_s, saved = [], [], []
+    for layer, function in zip(model.chain.layers, [*functions, partial(summed_loss, labels=labels)], strict=True):
+        leaf = value.detach().requires_grad_(bool(saved))  # nobody needs the gradient of raw samples
+        begun_s = _read_clock_s(device)
         try:
-            passes = [_one_pass(function, value, number > 1) for _ in range(job.warm_up + job.repetitions)]
+            value = function(leaf)
         except ValueError as error:
             raise InputError(f"layer {layer.name} refuses them: {error}") from None
-        forward_s, backward_s = np.array(passes[job.warm_up :]).T
-        points.append(_point(layer.name, "forward", samples, forward_s))
-        points.append(_point(layer.name, "backward", samples, backward_s))
-        with torch.no_grad():
-            value = function(value)
-    return points
+        forward_s.append(_read_clock_s(device) - begun_s)
+        saved.append((leaf, value))
+    gradient: Tensor | None = torch.ones_like(value)
+    while saved:
+        leaf, output = saved.pop()
+        begun_s = _read_clock_s(device)
+        if output.requires_grad:  # not so for a first layer without parameters
+            torch.autograd.backward(output, gradient)
+        backward_s.append(_read_clock_s(device) - begun_s)
+        gradient = leaf.grad
+    return forward_s, backward_s[::-1]
 
 
-def _one_pass(function: Callable[[Tensor], Tensor], value: Tensor, passes_gradient: bool) -> tuple[float, float]:
-    """Seconds of one forward and one backward pass; ``passes_gradient``: also to what comes before."""
-    leaf = value.detach().requires_grad_(passes_gradient)
-    synchronize(value.device)
-    begun_s = time.perf_counter()
-    output = function(leaf)
-    synchronize(value.device)
-    forward_s = time.perf_counter() - begun_s
-    gradient = torch.ones_like(output)
-    begun_s = time.perf_counter()
-    if output.requires_grad:  # not so for a first layer without parameters
-        torch.autograd.backward(output, gradient)
-        synchronize(value.device)
-    return forward_s, time.perf_counter() - begun_s
+def _read_clock_s(device: torch.device) -> float:
+    synchronize(device)
+    return time.perf_counter()
+
+
+def _points(model: ChainModel, samples: int, passes: list[IterationTimes]) -> list[TimingPoint]:
+    forward_s, backward_s = np.array(passes).transpose(1, 2, 0)  # each of shape (layers, repetitions)
+    return [
+        point
+        for layer, forward, backward in zip(model.chain.layers, forward_s, backward_s, strict=True)
+        for point in (
+            _point(layer.name, "forward", samples, forward),
+            _point(layer.name, "backward", samples, backward),
+        )
+    ]
 
 
 def _time_updates(model: ChainModel, job: ProfileJob, device: torch.device) -> list[TimingPoint]:
-    """One optimizer step per layer with parameters."""
-    points = []
-    for layer, module in zip(model.chain.layers[:-1], model.layers, strict=True):
-        parameters = list(module.parameters())
-        if not parameters:
-            continue
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer = build_optimizer(job.optimizer, parameters)
-        step_s = []
-        for repetition in range(job.warm_up + job.repetitions):
-            begun_s = time.perf_counter()
+    """One optimizer step per layer with parameters, one after the other, by the gradients of the last iteration."""
+    optimizers = {
+        layer.name: build_optimizer(job.optimizer, parameters)
+        for layer, module in zip(model.chain.layers[:-1], model.layers, strict=True)
+        if (parameters := list(module.parameters()))
+    }
+    rounds_s: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(job.warm_up + job.repetitions):
+        for name, optimizer in optimizers.items():
+            begun_s = _read_clock_s(device)
             optimizer.step()
-            synchronize(device)
-            if repetition >= job.warm_up:
-                step_s.append(time.perf_counter() - begun_s)
-        points.append(_point(layer.name, "update", 0, step_s))
-    return points
+            rounds_s[name].append(_read_clock_s(device) - begun_s)
+    return [_point(name, "update", 0, times_s[job.warm_up :]) for name, times_s in rounds_s.items()]
 
 
 def _point(layer: str, step: Step, samples: int, times_s: Sequence[float] | np.ndarray) -> TimingPoint:

@@ -37,8 +37,7 @@ def test_bends_out_of_order_are_refused() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((DATA / "profiles").glob("*.json")), ids=lambda path: path.stem)
-def test_recorded_profiles_have_lines_and_take_single_samples(path: Path) -> None:
-    """They are older than bends and least samples."""
+def test_recorded_profiles_are_of_memory_kept_and_take_single_samples(path: Path) -> None:
     profile = files.load(Profile, path)
-    assert not bends_of(cost for w in profile.workers.values() for t in w.layers for cost in (t.forward, t.backward))
+    assert all(worker.measurement and worker.measurement.memory_kept for worker in profile.workers.values())
     assert {layer.least_samples for layer in profile.layers} == {1}
