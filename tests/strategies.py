@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, permutations, product
+from itertools import combinations, pairwise, permutations, product
 from typing import get_args
 
 import numpy as np
 from hypothesis import strategies as st
 
+from hiertrain.cost.bounds import Boxes
 from hiertrain.cost.closed_form import memory_bytes
+from hiertrain.planning.heuristic import Candidate
+from hiertrain.planning.trees import depth_grid, sample_ranges
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
+from hiertrain.problem.tree import Tree
 
 # Every combination of the options: whoever adds one is tested with all others.
 OPTIONS = {name: get_args(field.annotation) or (False, True) for name, field in Execution.model_fields.items()}
@@ -144,6 +148,21 @@ def plans(
     parts[order[0]] = root.model_copy(update={"samples": left})
     holder = data_holder or draw(st.sampled_from(names))
     return Plan(batch_size=batch_size, data_holder=holder, workers={name: parts[name] for name in names})
+
+
+@st.composite
+def plans_of(draw: st.DrawFn, problem: Problem, tree: Tree) -> tuple[Boxes, Plan]:
+    """A plan of the tree, and the box that holds it alone."""
+    layers = len(problem.profile.layers)
+    grid = depth_grid(tree, np.arange(1, layers + 1), layers)
+    depths = grid[:, [draw(st.integers(0, grid.shape[1] - 1))]]
+    low, high = sample_ranges(problem, tree)
+    rest, free = problem.batch_size - int(low.sum()), np.flatnonzero(high)
+    cuts = sorted(draw(st.integers(0, rest)) for _ in free[1:])
+    low[free] += [b - a for a, b in pairwise([0, *cuts, rest])]
+    samples = low[:, np.newaxis]
+    plan = Candidate(tree, tuple(depths[:, 0].tolist()), tuple(low.tolist())).plan(problem)
+    return Boxes(depths, samples, samples), plan
 
 
 @st.composite

@@ -5,7 +5,6 @@ is that of every plan. That the solver's model has the simulated time, plan by p
 """
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hiertrain.cost.bounds import Boxes, Evaluator
-from hiertrain.planning.heuristic import Candidate
 from hiertrain.planning.optimize import RESOLUTION, optimize
-from hiertrain.planning.trees import depth_grid, sample_ranges, trees
+from hiertrain.planning.trees import trees
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
@@ -30,7 +28,7 @@ from hiertrain.workload.chain_model import ChainModel, chain_from_module
 from hiertrain.workload.spec import OptimizerSettings
 from tests.in_threads import run, single_machine_sgd
 from tests.oracles import enumerated_optimum
-from tests.strategies import EXECUTIONS, NAMES, meeting, plans, problems
+from tests.strategies import EXECUTIONS, NAMES, meeting, plans, plans_of, problems
 
 SHAPE, CLASSES, BATCH = (2, 4, 4), 3, 12
 SGD = OptimizerSettings(learning_rate=0.05, momentum=0.9)
@@ -84,15 +82,7 @@ def test_training_is_exact_where_nothing_is_lost_and_sends_what_is_simulated(
 def any_plan(data: st.DataObject, problem: Problem) -> tuple[Tree, Boxes, Plan]:
     """A tree, a box of a single plan of it, and that plan."""
     tree = data.draw(st.sampled_from(list(trees(problem, "tree"))))
-    layers = len(problem.profile.layers)
-    grid = depth_grid(tree, np.arange(1, layers + 1), layers)
-    depths = grid[:, [data.draw(st.integers(0, grid.shape[1] - 1))]]
-    low, _ = sample_ranges(problem, tree)
-    rest = problem.batch_size - int(low.sum())
-    cuts = sorted(data.draw(st.integers(0, rest)) for _ in tree.workers[1:])
-    samples = (low + [b - a for a, b in pairwise([0, *cuts, rest])])[:, np.newaxis]
-    plan = Candidate(tree, tuple(depths[:, 0].tolist()), tuple(samples[:, 0].tolist())).plan(problem)
-    return tree, Boxes(depths, samples, samples), plan
+    return tree, *data.draw(plans_of(problem, tree))
 
 
 @every

@@ -329,7 +329,11 @@ class _Evaluation:
             limit = self.at.problem.memory_limit_bytes.get(name)
             if limit is not None:
                 _, cuts, samples = self.stages[name]
-                kept = self.at.problem.weight_copies(position == 0) * self.at.prefix_bytes[cuts[-1]]
+                # Who computes alone has the layers beyond its one child's.
+                kept = self.at.prefix_bytes[cuts[-1]]
+                if position < self.tree.alone:
+                    kept = kept - self.at.prefix_bytes[cuts[1]]
+                kept = self.at.problem.weight_copies(position <= self.tree.alone) * kept
                 kept = kept + self.at.activations.at(cuts[:-1], cuts[1:], samples).sum(axis=0)
                 fits &= kept <= limit
         return fits
@@ -359,5 +363,7 @@ def any_plan_bound_s(problem: Problem) -> float:
     if totals_s.all():
         speeds = totals_s.min() / totals_s
         work_s = batch_size * float((speeds / speeds.sum() * least_s).min(axis=0).sum())
-    update_s = min(problem.profile.worker(name).update_s for name in problem.workers)
+    # Everything waits for the update of the first layer, and that for everything. The others may be elsewhere.
+    updated = slice(1 if problem.execution.owners else None)
+    update_s = min(sum(times.update_s for times in own[updated]) for own in workers)
     return max(float(one_s.min(axis=0).sum()), work_s) + min(update_s, LONGEST_S)

@@ -97,7 +97,7 @@ def _joined(problem: Problem, order: tuple[str, ...]) -> bool:
 def _chain_plans(problem: Problem, order: tuple[str, ...]) -> list[Candidate]:
     """Every combination of cuts at which each worker has a layer of its own; none where there are too few layers."""
     layers, others = problem.profile.chain.depth, len(order) - 1
-    tree = Tree(order[::-1], tuple(range(-1, others)))
+    tree = Tree(order[::-1], tuple(range(-1, others)), others if problem.execution.owners else 0)
     samples = (*[0] * others, problem.batch_size)
     return [Candidate(tree, (layers, *cuts[::-1]), samples) for cuts in combinations(range(1, layers), others)]
 

@@ -151,14 +151,14 @@ def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, va
         limit = problem.memory_limit_bytes.get(name)
         if limit is None:
             continue
-        copies = problem.weight_copies(worker == 0)
+        copies = problem.weight_copies(worker <= tree.alone)
         layers = problem.profile.chain.layers
         activations = np.array([min(layer.activation_bytes or 0, limit + 1) for layer in layers])
         parameters = np.array([min(copies * layer.parameter_bytes, limit + 1) for layer in layers])
-        model.add(
-            _weighted(variables.samples[worker], activations) + _weighted(variables.reaches[worker], parameters)
-            <= limit
-        )
+        kept = _weighted(variables.reaches[worker], parameters)
+        if worker < tree.alone:  # the layers beyond its one child's
+            kept -= _weighted(variables.reaches[worker + 1], parameters)
+        model.add(_weighted(variables.samples[worker], activations) + kept <= limit)
 
 
 @dataclass(frozen=True)

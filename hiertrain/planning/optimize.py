@@ -26,7 +26,8 @@ from hiertrain.values import InputError, RunError
 # "optimal" means that no admissible plan is faster by more than this share of the plan's time. Plans whose times
 # differ by less than half of it count as equal, and the one with the fewest active workers is returned.
 RESOLUTION = 2 * TIE
-# So many trees are bounded before the heuristic searches those that are left of them: all that four workers have.
+# So many trees are bounded before the heuristic searches those that are left of them: all that four workers have,
+# unless layers have owners.
 TREES_AT_ONCE = 128
 # Larger trees are not grown: each worker more triples the heuristic's grid, which takes seconds, and soon gigabytes.
 MOST_GROWN = 12

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -37,7 +38,17 @@ def _all_trees(problem: Problem, shape: Shape) -> Iterator[Tree]:
         for subset in combinations(problem.workers, size):
             for root in subset:
                 if problem.root in (None, root):
-                    yield from _rooted_trees(subset, root, shape)
+                    for tree in _rooted_trees(subset, root, shape):
+                        yield from _variants(problem, tree)
+
+
+def _variants(problem: Problem, tree: Tree) -> Iterator[Tree]:
+    """The tree with each number of workers that may compute alone; with none where layers have no owners."""
+    yield tree
+    alone = 0
+    while problem.execution.owners and len(tree.children[alone]) == 1:
+        alone += 1
+        yield replace(tree, alone=alone)
 
 
 def rank(problem: Problem, tree: Tree) -> tuple[int, ...]:
@@ -46,7 +57,7 @@ def rank(problem: Problem, tree: Tree) -> tuple[int, ...]:
     parents = dict(zip(tree.workers, tree.parents, strict=True))
     subset = sorted(tree.workers, key=place.__getitem__)
     above = [place[tree.workers[parents[name]]] for name in subset if name != tree.workers[0]]
-    return len(subset), *(place[name] for name in subset), place[tree.workers[0]], *above
+    return len(subset), *(place[name] for name in subset), place[tree.workers[0]], *above, tree.alone
 
 
 def _rooted_trees(subset: tuple[str, ...], root: str, shape: Shape) -> Iterator[Tree]:
@@ -94,8 +105,7 @@ def larger(problem: Problem, tree: Tree, shape: Shape) -> Iterator[Tree]:
             if leaf not in tree.workers:
                 added = {**parent_of, leaf: parent}
                 grown = _tree(tree.workers[0], {name: added[name] for name in problem.workers if name in added})
-                if _admits(problem, grown):
-                    yield grown
+                yield from (variant for variant in _variants(problem, grown) if _admits(problem, variant))
 
 
 def _admits(problem: Problem, tree: Tree) -> bool:
@@ -107,9 +117,16 @@ def _admits(problem: Problem, tree: Tree) -> bool:
 
 
 def sample_ranges(problem: Problem, tree: Tree) -> tuple[Integers, Integers]:
-    """The least and the greatest number of own samples per worker, both (k,): a leaf has what the first layer takes."""
-    low = np.array([0 if children else problem.profile.layers[0].least_samples for children in tree.children])
+    """The least and the greatest number of own samples per worker, both (k,).
+
+    A leaf has what the first layer takes. So has the last owner of layers if it has one child: else that were the last.
+    """
+    starting = [not children for children in tree.children]
+    if problem.execution.owners:
+        starting[tree.alone] |= len(tree.children[tree.alone]) == 1
+    low = np.array(starting) * problem.profile.layers[0].least_samples
     high = problem.batch_size - low.sum() + low
+    high[: tree.alone] = 0
     high[[name != problem.data_holder and not _gets_samples(problem, name) for name in tree.workers]] = 0
     return low, high
 

@@ -14,10 +14,12 @@ class Execution(Value):
     sample_encoding: Literal["uint8", "float32"] = "uint8"
     # Of activations and their gradients; uint8 is JALAD's.
     activation_encoding: Literal["float32", "uint8", "float16", "bfloat16"] = "float32"
-    # Of weights and their gradients. Only messages are rounded: the root's own weights and optimizer stay float32.
+    # Of weights and their gradients. Only messages are rounded: weights where they are updated, and the optimizer, stay float32.
     parameter_encoding: Literal["float32", "float16", "bfloat16"] = "float32"
     # Raw samples travel while earlier iterations compute, and no barrier separates iterations.
     prefetch: bool = False
+    # A layer's parameters are updated where it is computed, and travel only where several workers compute it.
+    owners: bool = False
 
     @classmethod
     def paper(cls) -> "Execution":

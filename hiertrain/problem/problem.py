@@ -70,9 +70,9 @@ class Problem:
         pairs = combinations(dict.fromkeys((*self.workers, self.data_holder)), 2)
         return tuple(pair for pair in pairs if self.network.find(*pair) is None)
 
-    def weight_copies(self, root: bool) -> int:
-        """How often a worker holds the weights of its layers: gradients count, and what the root keeps to optimize."""
-        return 2 + self.optimizer_copies * root
+    def weight_copies(self, updates: bool) -> int:
+        """How often a worker holds the weights of its layers: gradients count, and what the optimizer keeps there."""
+        return 2 + self.optimizer_copies * updates
 
     @property
     def workers(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 
 
@@ -12,6 +13,9 @@ class Tree:
 
     workers: tuple[str, ...]
     parents: tuple[int, ...]  # the position of each worker's parent; -1 for the root
+    # So many workers, from the root on, have no samples of their own and one child: from where it stops they compute
+    # alone. Their layers have owners (``Execution.owners``): each its own, the next worker all others.
+    alone: int = 0
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -46,11 +50,13 @@ class Tree:
         return tuple(self.workers[position] for position in order)
 
 
-def tree_of(plan: Plan) -> Tree:
+def tree_of(plan: Plan, execution: Execution) -> Tree:
     """The tree of the plan's active workers, children of one parent by depth, then by name."""
     order, parents = [plan.root], [-1]
     for position, name in enumerate(order):  # grows while it is read
         children = plan.children(name)
         order += children
         parents += [position] * len(children)
-    return Tree(tuple(order), tuple(parents))
+    # Whoever is below carries all samples.
+    alone = sum(plan.carried[name] == plan.batch_size for name in order[1:]) if execution.owners else 0
+    return Tree(tuple(order), tuple(parents), alone)

@@ -27,7 +27,7 @@ def compile_plan(plan: Plan, chain: Chain, execution: Execution) -> Program:
     Tasks of nothing are left out; neighbouring layers of a pass are one action.
     """
     check_plan(plan, chain)
-    template = template_of(tree_of(plan), chain, plan.data_holder, execution)
+    template = template_of(tree_of(plan, execution), chain, plan.data_holder, execution)
     return Program(
         batch_size=plan.batch_size,
         data_holder=plan.data_holder,
@@ -72,7 +72,7 @@ class _Lowered:
                 first, last = max(low, self.depth[task.below]) + 1, min(high, self.depth[task.worker])
                 if first <= last:
                     found[task.worker].append(Action(op=Op.UPDATE, first=first, last=last))
-        return {name: tuple(actions) for name, actions in found.items()}
+        return {name: tuple(actions) for name, actions in found.items() if actions}
 
     def _early(self, task: Pass) -> list[int]:
         """The messages that a pass waits for and that were sent in earlier iterations: it begins by taking them."""

@@ -6,6 +6,7 @@ To add an option: a field of ``Execution``, a pass here, and a codec of the runt
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
@@ -60,6 +61,40 @@ def encode_parameters(template: Template, execution: Execution) -> Template:
     return _encoded(template, PARAMETERS, WEIGHTS[execution.parameter_encoding])
 
 
+def own_layers(template: Template, _: Execution) -> Template:
+    """Each layer is updated by its owner. The tree says who that is: see ``Tree.alone``.
+
+    The update of a worker below the root stands where its gradients would have left, and nobody else waits for it.
+    """
+    owners = template.tree.workers[: template.tree.alone + 1]
+    if len(owners) == 1:  # the root updates all
+        return template
+    below = dict(pairwise(owners))
+    tasks: list[Task] = []
+    updates: dict[str, int] = {}
+    place: dict[int, int] = {}  # by the one before
+    for number, task in enumerate(template.tasks):
+        if isinstance(task, Message) and task.role == Role.WEIGHTS and task.target in owners:
+            place[number] = updates[task.target]
+            continue
+        after = tuple(replace(one, task=place[one.task]) for one in task.after if one.task in place)
+        worker = _complete_on(task)
+        if worker in owners:
+            updates[worker] = len(tasks)
+            tasks.append(Update(worker, after, (0, template.depth), below.get(worker)))
+        else:
+            place[number] = len(tasks)
+            tasks.append(replace(task, after=after))
+    return replace(template, tasks=tuple(tasks))
+
+
+def _complete_on(task: Task) -> str | None:
+    """The worker that has the gradients of its subtree, where the task sends or uses them."""
+    if isinstance(task, Update):
+        return task.worker
+    return task.source if isinstance(task, Message) and task.role == Role.GRADIENTS else None
+
+
 def prefetch_samples(template: Template, execution: Execution) -> Template:
     """Iterations overlap: raw samples travel while earlier iterations compute, and nothing separates these.
 
@@ -107,12 +142,7 @@ def prefetch_samples(template: Template, execution: Execution) -> Template:
 def _last_of_sender(template: Template, samples: Message) -> int | None:
     """What the sender of raw samples does last before it waits: on that link, or else of all; None: it only sends."""
     on_link = [n for n in template.lanes[samples.source, samples.target] if template.tasks[n] != samples]
-    at_last = [
-        number
-        for number, task in enumerate(template.tasks)
-        if (isinstance(task, Update) and task.worker == samples.source)
-        or (isinstance(task, Message) and (task.role, task.source) == (Role.GRADIENTS, samples.source))
-    ]
+    at_last = [number for number, task in enumerate(template.tasks) if _complete_on(task) == samples.source]
     return next(iter((*on_link[-1:], *at_last)), None)
 
 
@@ -120,6 +150,7 @@ PASSES: tuple[Callable[[Template, Execution], Template], ...] = (
     encode_samples,
     encode_activations,
     encode_parameters,
+    own_layers,
     prefetch_samples,
 )
 

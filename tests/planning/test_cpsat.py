@@ -1,7 +1,6 @@
 """The model of a tree against the cost model, plan by plan."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,13 +12,13 @@ from hiertrain.cost.bounds import Boxes, Evaluator
 from hiertrain.cost.integers import TIE, integer_costs
 from hiertrain.planning import cpsat
 from hiertrain.planning.heuristic import Candidate
-from hiertrain.planning.trees import depth_grid, sample_ranges, trees
+from hiertrain.planning.trees import trees
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
 from hiertrain.program.simulator import iteration_s
-from tests.strategies import large_problem, problems, slowed
+from tests.strategies import large_problem, plans_of, problems, slowed
 
 
 def draw_box(data: st.DataObject) -> tuple[Problem, Tree, Boxes, Plan]:
@@ -34,14 +33,7 @@ def draw_box(data: st.DataObject) -> tuple[Problem, Tree, Boxes, Plan]:
     tree = data.draw(
         st.sampled_from(list(trees(problem, "tree"))[len(problem.workers) - 1 :])  # one single worker is enough
     )
-    layers = len(problem.profile.layers)
-    grid = depth_grid(tree, np.arange(1, layers + 1), layers)
-    depths = grid[:, [data.draw(st.integers(0, grid.shape[1] - 1))]]
-    low, _ = sample_ranges(problem, tree)
-    cuts = sorted(data.draw(st.integers(0, problem.batch_size - int(low.sum()))) for _ in tree.workers[1:])
-    samples = (low + [b - a for a, b in pairwise([0, *cuts, problem.batch_size - int(low.sum())])])[:, np.newaxis]
-    plan = Candidate(tree, tuple(depths[:, 0].tolist()), tuple(samples[:, 0].tolist())).plan(problem)
-    return problem, tree, Boxes(depths, samples, samples), plan
+    return problem, tree, *data.draw(plans_of(problem, tree))
 
 
 @settings(max_examples=150)
