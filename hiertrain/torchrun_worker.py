@@ -50,8 +50,9 @@ class _Folder:
         self._clock: list[ClockReading] = []
         self.reported = False
         self._starter = os.getppid()
-        # Of the root, for the names of its weights; built now, since nobody waits for this worker yet.
-        self._model = build_model(**dict(jobs.training.model)) if jobs.program.part(name).updates else None
+        # Where snapshots come, for the names of the weights; built now, since nobody waits for this worker yet.
+        keeps = name == jobs.program.root
+        self._model = build_model(**dict(jobs.training.model)) if keeps else None
         self._bar = tqdm(desc=f"worker {name}", total=jobs.training.iterations, unit="iteration")
 
     def put(self, answer: Answer, payload: bytes = b"") -> None:
@@ -99,7 +100,7 @@ class _Folder:
         return f"worker {self._name}: {len(times_s)} iterations{typical}; {where}"
 
     def finish_model(self) -> str | None:
-        """What there is to say about the trained model, at the root; with its test accuracy where the data are here."""
+        """What there is to say about the trained model, where it is; with its test accuracy where the data are here."""
         if self._model is None:
             return None
         training, path = self._jobs.training, self._folder / WEIGHTS
@@ -119,7 +120,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="torchrun ... -m hiertrain.torchrun_worker", description=__doc__)
     parser.add_argument("jobs", type=Path, help="the file that `hiertrain jobs` wrote")
     parser.add_argument(
-        "--output", type=Path, default=Path(), metavar="FOLDER", help="gets the worker's report and the root's model"
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="gets the worker's report, and one of them the model",
     )
     arguments = parser.parse_args()
     torch.set_num_interop_threads(1)

@@ -17,6 +17,7 @@ from hiertrain.runtime.transport import Transport
 from hiertrain.workload.chain_model import ChainModel, summed_loss
 from hiertrain.workload.optimizers import build_optimizer
 from hiertrain.workload.spec import OptimizerSettings
+from hiertrain.workload.weights import pack_weights, unpack_weights
 
 WAIT_S = 60.0  # for a message that never comes
 Batches = Sequence[tuple[Tensor, Tensor]]  # raw samples, uint8, and labels
@@ -90,7 +91,7 @@ class Exchange:
 def run(
     program: Program, model: ChainModel, optimizer: OptimizerSettings, batches: Batches, late: bool = False
 ) -> tuple[ChainModel, dict[str, Exchange]]:
-    """The model of the worker that updates it, after these mini-batches; and what every worker sent.
+    """The model with the weights of those that update them, after these mini-batches; and what every worker sent.
 
     No message is left, and every iteration is reported.
     """
@@ -113,8 +114,10 @@ def run(
         for worker in [threads.submit(work, name) for name in models]:
             worker.result(WAIT_S)
     assert not any(channel.sends or channel.receives for channel in channels.values())
-    (owner,) = (name for name in models if program.part(name).updates)
-    return models[owner], exchanges
+    packed = [pack_weights(models[name], layers) for name, layers in reversed(program.owners.items())]
+    trained = copy.deepcopy(model)
+    unpack_weights(trained, b"".join(packed))
+    return trained, exchanges
 
 
 def single_machine_sgd(module: nn.Module, optimizer: OptimizerSettings, batches: Batches) -> nn.Module:

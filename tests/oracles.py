@@ -162,12 +162,34 @@ class _Links:
 
 
 def needed_bytes(problem: Problem, plan: Plan, worker: str) -> int:
-    """Weights and gradients, the optimizer's copies at the root, and the activations of every layer and sample."""
+    """The activations of every layer and sample; weights and gradients, with the optimizer's copies at the owner.
+
+    Who is above a layer's owner has nothing of it.
+    """
     total, depth = 0, plan.workers[worker].depth
     for number, layer in enumerate(problem.profile.layers[:depth], start=1):
-        total += 2 * layer.parameter_bytes + (layer.activation_bytes or 0) * plan.samples_at(worker, number)
-        total += problem.optimizer_copies * layer.parameter_bytes if worker == plan.root else 0
+        total += (layer.activation_bytes or 0) * plan.samples_at(worker, number)
+        owner = _owner(plan, number) if problem.execution.owners else plan.root
+        if owner in _ways_up(plan)[worker]:
+            total += (2 + problem.optimizer_copies * (worker == owner)) * layer.parameter_bytes
     return total
+
+
+def _ways_up(plan: Plan) -> dict[str, list[str]]:
+    """Each worker and all above it, the root last."""
+    ways = {}
+    for name in plan.workers:
+        ways[name], above = [name], plan.workers[name].parent
+        while above is not None:
+            ways[name].append(above)
+            above = plan.workers[above].parent
+    return ways
+
+
+def _owner(plan: Plan, layer: int) -> str:
+    """The lowest common ancestor of all workers that compute a layer."""
+    ways = [way for name, way in _ways_up(plan).items() if plan.samples_at(name, layer)]
+    return next(name for name in ways[0] if all(name in way for way in ways))
 
 
 class _Equations:

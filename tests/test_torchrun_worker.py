@@ -45,6 +45,7 @@ from hiertrain.workload.weights import pack_weights
 WORKERS = ("device", "edge", "cloud")
 STAR = {"device": ("edge", 3, 4), "edge": (None, 13, 5), "cloud": ("edge", 7, 3)}
 PAIR = {"device": ("edge", 3, 4), "edge": (None, 13, 8), "cloud": ("edge", 0, 0)}
+SPLIT = {"device": ("edge", 3, 12), "edge": (None, 13, 0), "cloud": ("edge", 0, 0)}
 ALONE = {"device": (None, 13, 12)}
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 LIMIT_S = 120.0
@@ -68,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
     files.save(profile, tmp_path / "profile.json")
     links = [Link(source=a, target=b, bandwidth_mbps=1e3, latency_ms=0) for a in WORKERS for b in WORKERS if a != b]
     files.save(Network(links=tuple(links)), tmp_path / "network.json")
-    for name, parts in (("star", STAR), ("pair", PAIR), ("alone", ALONE)):
+    for name, parts in (("star", STAR), ("pair", PAIR), ("split", SPLIT), ("alone", ALONE)):
         workers = {worker: Assignment(parent=p, depth=m, samples=b) for worker, (p, m, b) in parts.items()}
         files.save(Plan(batch_size=12, data_holder="device", workers=workers), tmp_path / f"{name}.json")
     return tmp_path
@@ -89,8 +90,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def test_workers_under_torchrun_equal_single_process_sgd(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert write_jobs(folder, "pair") == 0
+@pytest.mark.parametrize(("plan", "execution"), [("pair", "paper"), ("split", "owners=true")])
+def test_workers_under_torchrun_equal_single_process_sgd(
+    plan: str, execution: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert write_jobs(folder, plan, f"--execution={execution}") == 0
     printed = capsys.readouterr().out
     assert printed.count(" ".join(f"{name}={value}" for name, value in KEPT.items())) == len(PAIR) - 1
     port, names = free_port(), ("device", "edge")

@@ -364,10 +364,10 @@ def run_jobs(options: argparse.Namespace) -> None:
     problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
     training = training_of(options, load_dataset(options.dataset, options.data), plan.batch_size)
     chain = chain_of(training.model)
-    machines = {name: machine_of(profile, name) for name in plan.participants}
     unpaced = LocalSettings(data_holder=plan.data_holder, workers=dict.fromkeys(profile.workers, WorkerSettings()))
-    check_profile(profile, chain, unpaced)
     program = check_training(plan, training, unpaced, execution)
+    machines = {name: machine_of(profile, name) for name in program.actions}
+    check_profile(profile, chain, unpaced)
     predicted_s = iteration_s(problem, plan)
     content = {"training": training, "program": program, "workers": machines}
     content |= {"tag": secrets.token_hex(8), "predicted_s": predicted_s}
@@ -378,13 +378,13 @@ def run_jobs(options: argparse.Namespace) -> None:
     print(f"predicted: {predicted_s * 1e3:.3f} ms per iteration")
     print(f"written: {options.output}; copy it to every machine, and start there:")
     kept = " ".join(f"{name}={value}" for name, value in KEPT.items())
-    for rank, name in enumerate(plan.participants):
+    for rank, name in enumerate(machines):
         print(
             f"  {name}: GLOO_SOCKET_IFNAME=INTERFACE {kept} torchrun --nnodes={len(machines)} --nproc-per-node=1 "
             f"--node-rank={rank} --master-addr=ADDRESS --master-port=29500 "
             f"-m hiertrain.torchrun_worker {options.output.name} --output FOLDER"
         )
-    print(f"INTERFACE: the machine's own that the others reach; ADDRESS: the one that {plan.participants[0]} has there")
+    print(f"INTERFACE: the machine's own that the others reach; ADDRESS: the one that {next(iter(machines))} has there")
 
 
 def run_reproduce(options: argparse.Namespace) -> None:

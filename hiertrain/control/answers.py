@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hiertrain.problem.profile import WorkerProfile
-from hiertrain.values import Bytes, Count, Name, Port, PositiveCount, PositiveSeconds, Seconds, Value
+from hiertrain.values import Bytes, Count, Layers, Name, Port, PositiveCount, PositiveSeconds, Seconds, Value
 
 BEAT_S = 0.5  # between two signs of life of a worker that has a job
 
@@ -55,10 +55,14 @@ class Probed(Value):
 
 
 class Snapshot(Value):
-    """The root's weights after ``iteration`` iterations, as payload (see ``workload.weights.pack_weights``)."""
+    """Weights after ``iteration`` iterations, as payload (see ``workload.weights.pack_weights``).
+
+    Each worker that updates answers its own layers.
+    """
 
     kind: Literal["snapshot"] = "snapshot"
     iteration: PositiveCount
+    first: Layers = 1  # of these layers
 
 
 class ClockReading(Value):

@@ -8,7 +8,18 @@ from hiertrain.problem.network import Link
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.profile import Accelerator, WorkerProfile
 from hiertrain.program.actions import WorkerProgram
-from hiertrain.values import BatchSize, Count, MemoryBytes, Name, Port, PositiveCount, PositiveSeconds, Threads, Value
+from hiertrain.values import (
+    BatchSize,
+    Count,
+    Layers,
+    MemoryBytes,
+    Name,
+    Port,
+    PositiveCount,
+    PositiveSeconds,
+    Threads,
+    Value,
+)
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
 
 Rival = Literal["plain", "ddp", "ddp-scatter", "pipelining"]  # see ``runtime.pytorch_baselines``
@@ -61,6 +72,9 @@ class TrainJob(Value):
     accelerator: Accelerator = "cpu"
     training: Training
     program: WorkerProgram
+    # By hand: the first and the last layer that each owner updates. Nobody else gathers snapshots, so the first owner
+    # gets those of the others.
+    owners: dict[Name, tuple[Layers, Layers]] = Field(default_factory=dict)
 
 
 class RivalJob(Value):

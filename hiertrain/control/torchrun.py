@@ -56,4 +56,5 @@ class Jobs(Value):
             accelerator=self.workers[name].accelerator,
             training=self.training,
             program=self.program.part(name),
+            owners={owner: (layers.start, layers.stop - 1) for owner, layers in self.program.owners.items()},
         )

@@ -258,7 +258,7 @@ class _Programme:
             limit = self.problem.memory_limit_bytes.get(name)
             if limit is not None:
                 parts = np.minimum(parameters / limit, 2.0)  # more than all of it is too much
-                held = (self.computes[worker], self.problem.weight_copies(root=False) * parts)
+                held = (self.computes[worker], self.problem.weight_copies(updates=False) * parts)
                 self._row(held, (self.updates[worker], self.problem.optimizer_copies * parts), high=1)
 
     def _processors(self) -> None:

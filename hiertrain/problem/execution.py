@@ -14,7 +14,7 @@ class Execution(Value):
     sample_encoding: Literal["uint8", "float32"] = "uint8"
     # Of activations and their gradients; uint8 is JALAD's.
     activation_encoding: Literal["float32", "uint8", "float16", "bfloat16"] = "float32"
-    # Of weights and their gradients. Only messages are rounded: weights where they are updated, and the optimizer, stay float32.
+    # Of weights and their gradients. Only messages are rounded: whoever updates has weights and optimizer in float32.
     parameter_encoding: Literal["float32", "float16", "bfloat16"] = "float32"
     # Raw samples travel while earlier iterations compute, and no barrier separates iterations.
     prefetch: bool = False

@@ -86,9 +86,10 @@ class WorkerProgram(Value):
     actions: tuple[Action, ...]  # in the order in which they are performed
 
     @property
-    def updates(self) -> bool:
-        """Whether this worker has the optimizer."""
-        return any(action.op == Op.UPDATE for action in self.actions)
+    def updated(self) -> range:
+        """The layers, from 1, whose parameters this worker updates: their owner has what the optimizer keeps."""
+        own = [action for action in self.actions if action.op == Op.UPDATE]
+        return range(min((action.first for action in own), default=1), max((a.last for a in own), default=0) + 1)
 
 
 class Program(Value):
@@ -105,9 +106,15 @@ class Program(Value):
         return tuple(name for name, own in self.actions.items() if any(action.op == Op.FORWARD for action in own))
 
     @property
+    def owners(self) -> dict[str, range]:
+        """The workers that update, each with its layers, from 1; who has the last layers is the first."""
+        updated = {name: self.part(name).updated for name in self.actions}
+        return {name: updated[name] for name in sorted(updated, key=lambda name: -updated[name].stop) if updated[name]}
+
+    @property
     def root(self) -> str:
-        """The worker that updates."""
-        return next(worker for worker, own in self.actions.items() if any(action.op == Op.UPDATE for action in own))
+        """The worker that updates, of several the one with the last layers."""
+        return next(iter(self.owners))
 
     def part(self, worker: str) -> WorkerProgram:
         """What ``worker`` is sent."""

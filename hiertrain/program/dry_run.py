@@ -33,9 +33,16 @@ def dry_run(program: Program, chain: Chain) -> None:
             if fault := _fault(action, worker, program, chain):
                 raise InputError(f"{_place(worker, position, action)}: {fault}")
     check_messages(program)
-    updating = [name for name, actions in program.actions.items() for action in actions if action.op == Op.UPDATE]
-    if len(updating) != 1:
-        raise InputError(f"program: {', '.join(updating) or 'no worker'} will update; must be one worker, once")
+    for layer in range(1, chain.depth + 1):
+        updating = [
+            name
+            for name, actions in program.actions.items()
+            for action in actions
+            if action.op == Op.UPDATE and action.first <= layer <= action.last
+        ]
+        if len(updating) != 1:
+            found = ", ".join(updating) or "no worker"
+            raise InputError(f"program: {found} will update layer {layer}; must be one worker, once")
     reached = [action.rows for worker in program.actions for action in _Hands(program, worker, chain.depth).follow()]
     if wrong := _miscounted(reached, program.batch_size):
         raise InputError(f"program: {wrong}; every row from 0 to {program.batch_size - 1} must reach it once")
@@ -63,9 +70,7 @@ def _fault(action: Action, worker: str, program: Program, chain: Chain) -> str |
 def _fault_of_layers(action: Action, chain: Chain) -> str | None:
     first, last, depth = action.first, action.last, chain.depth
     match action.op, action.role:
-        case Op.UPDATE, _:
-            fits, rule = (first, last) == (1, depth), f"the update is of all, 1..{depth}"
-        case ((Op.FORWARD | Op.BACKWARD), _):
+        case ((Op.FORWARD | Op.BACKWARD | Op.UPDATE), _):
             fits, rule = 1 <= first <= last <= depth, f"must be a range within 1..{depth}"
         case _, Role.SAMPLES:
             fits, rule = (first, last) == (0, 0), "raw samples have none"
@@ -134,11 +139,11 @@ class _Hands:
     owed: list[Action] = field(default_factory=list)  # activations received, whose gradients are not yet sent back
     awaited: Action | None = None  # activations sent, whose gradients have not yet come
     gradient: tuple[int, Rows] | None = None  # of the activations after a layer
-    computed: int = 0  # the deepest layer computed here
-    summed: int = 0  # gradients of layers 1..summed are complete or growing here
+    computed: set[int] = field(default_factory=set)
+    summed: set[int] = field(default_factory=set)  # layers whose gradients are complete or growing here
     gradients_sent: bool = False
-    fresh: int = 0  # layers 1..fresh have the new weights
-    updates: bool = False
+    updated: set[int] = field(default_factory=set)  # layers that the optimizer has updated here
+    fresh: set[int] = field(default_factory=set)  # layers that have the new weights
 
     def follow(self) -> list[Action]:
         """Perform all actions; those that reach the loss. Raises InputError where something is not as it must be."""
@@ -170,7 +175,6 @@ class _Hands:
         if self.held != (action.first - 1, action.rows):
             return f"it holds {_at(self.held)}, this needs {_at((action.first - 1, action.rows))}"
         self.saved.append(action)
-        self.computed = max(self.computed, action.last)
         self.passed_on = action.last == self.depth
         self.held = None if self.passed_on else (action.last, action.rows)
         return None
@@ -185,13 +189,17 @@ class _Hands:
         if self.gradient != needed:
             return f"it has gradients of {_at(self.gradient)}; this needs those of {_at(needed)}"
         self.gradient = (action.first - 1, action.rows) if action.first > 1 else None
-        self.summed = max(self.summed, action.last)
+        self.computed |= _layers(action)
+        self.summed |= _layers(action)
         return None
 
-    def _update(self, _: Action) -> str | None:
+    def _update(self, action: Action) -> str | None:
         if self.gradients_sent:
             return "its gradients were sent away before; must stay where the update is"
-        self.updates, self.fresh = True, self.depth
+        if lacking := _layers(action) - self.summed:
+            return f"it has no gradients of layers {_shown(lacking)}; an update needs them"
+        self.updated |= _layers(action)
+        self.fresh |= _layers(action)
         return self._left()
 
     def _samples(self, action: Action) -> str | None:
@@ -235,24 +243,25 @@ class _Hands:
         return None
 
     def _gradients(self, action: Action) -> str | None:
-        if self.gradients_sent or self.updates:
+        if self.gradients_sent or self.updated:
             return "its gradients were sent or used before; must come before that, and be sent once"
         if action.op == Op.RECEIVE:
-            self.summed = max(self.summed, action.last)
+            self.summed |= _layers(action)
             return None
-        if action.last != self.summed:
-            return f"it has gradients of layers 1..{self.summed}, this sends 1..{action.last}; must be the same"
+        if self.summed != _layers(action):
+            return f"it has gradients of layers {_shown(self.summed)}, this sends 1..{action.last}; must be the same"
         self.gradients_sent = True
         return self._left()
 
     def _weights(self, action: Action) -> str | None:
         if action.op == Op.SEND:
-            if action.last > self.fresh:
-                return f"it has new weights of layers 1..{self.fresh}, this sends 1..{action.last}; must be among them"
+            if not _layers(action) <= self.fresh:
+                fresh = _shown(self.fresh)
+                return f"it has new weights of layers {fresh}, this sends 1..{action.last}; must be among them"
         elif self.fresh:
-            return f"it has new weights of layers 1..{self.fresh} already; must get them once"
+            return f"it has new weights of layers {_shown(self.fresh)} already; must get them once"
         else:
-            self.fresh = action.last
+            self.fresh |= _layers(action)
         return None
 
     def _left(self) -> str | None:
@@ -269,11 +278,20 @@ class _Hands:
 
     def _undone(self) -> str | None:
         """What is missing at the end of the iteration."""
-        if self.summed and not (self.gradients_sent or self.updates):
-            return f"gradients of layers 1..{self.summed} are left; must be sent, or used by an update"
-        if self.fresh < self.computed:
-            return f"it computes layers 1..{self.computed}, its new weights are of 1..{self.fresh}; must have them all"
+        if not self.gradients_sent and (left := self.summed - self.updated):
+            return f"gradients of layers {_shown(left)} are left; must be sent, or used by an update"
+        if lacking := self.computed - self.fresh:
+            return f"it computes layers {_shown(lacking)}, and has no new weights of them; must have them all"
         return None
+
+
+def _layers(action: Action) -> set[int]:
+    return set(range(action.first, action.last + 1))
+
+
+def _shown(layers: set[int]) -> str:
+    """Layers for an error's message, as ranges."""
+    return rows_shown(joined(tuple((layer, layer + 1) for layer in sorted(layers))))
 
 
 def _at(what: tuple[int, Rows] | None) -> str:

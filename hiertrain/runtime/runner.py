@@ -30,7 +30,7 @@ from hiertrain.runtime.transport import Departure, Transport, sleep_until
 from hiertrain.workload.chain_model import ChainModel, summed_loss
 from hiertrain.workload.optimizers import build_optimizer
 from hiertrain.workload.spec import OptimizerSettings
-from hiertrain.workload.weights import flatten_weights, split_like
+from hiertrain.workload.weights import flatten_weights, parameters_of, split_like
 
 CPU = torch.device("cpu")
 # Messages of different roles carry different tags, so that a receive can only meet the send it was compiled with.
@@ -92,7 +92,7 @@ class _Performed:
 
 
 class Runner:
-    """One worker's part in training: the model, its flat weights, the optimizer where its program updates them.
+    """One worker's part in training: the model, its flat weights, optimizers of those that its program updates.
 
     On an accelerator the model and its activations live there; messages travel through the machine's memory.
     """
@@ -126,7 +126,13 @@ class Runner:
         }
         self._arrivals: dict[tuple[int, int], Work] = {}  # by the iteration and the position of the receive
         self._durations_s = None if pace is None else [compute_s(pace, action) for action in self._program]
-        self._optimizer = build_optimizer(optimizer, list(model.parameters())) if program.updates else None
+        # By position. All known optimizers are element-wise: each part of the parameters can have its own.
+        updated = {
+            position: parameters_of(model, range(action.first, action.last + 1))
+            for position, action in enumerate(self._program)
+            if action.op == Op.UPDATE
+        }
+        self._optimizers = {position: build_optimizer(optimizer, own) for position, own in updated.items() if own}
         self._iteration = 0  # from 0; those before it only send ahead
         self._position: int | None = None
 
@@ -324,8 +330,8 @@ class Runner:
                     torch.autograd.backward(output, state.gradient)
                 state.gradient = leaf.grad
             case _:
-                assert self._optimizer is not None
-                self._optimizer.step()
+                if position in self._optimizers:  # else the layers have no parameters
+                    self._optimizers[position].step()
         synchronize(self._device)
 
     def _forward(self, state: _State, action: Action, labels: Tensor | None) -> None:

@@ -1,6 +1,6 @@
 """One worker's part of a training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -8,16 +8,20 @@ import torch
 from hiertrain.control.answers import Snapshot
 from hiertrain.control.jobs import TrainJob
 from hiertrain.runtime.heartbeat import Pulse
-from hiertrain.runtime.runner import MiniBatches, Runner, synchronize
+from hiertrain.runtime.runner import TAGS, MiniBatches, Runner, synchronize
 from hiertrain.runtime.transport import Transport
 from hiertrain.workload.architectures import build_model
+from hiertrain.workload.chain_model import ChainModel
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.sample_order import batch_indices
-from hiertrain.workload.weights import pack_weights
+from hiertrain.workload.weights import pack_weights, parameters_of
+
+GATHERED = len(TAGS)  # a tag that no action's message has
+PART = 2**16  # numbers that travel at once, since each message has to arrive in time
 
 
 def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], pulse: Pulse) -> None:
-    """Train by the job's program. Each worker reports its iterations, and who updates them the weights."""
+    """Train by the job's program. Each worker reports its iterations, and the weights that it updates."""
     torch.set_num_threads(job.threads)
     training, program = job.training, job.program
     device = torch.device(job.accelerator)
@@ -36,6 +40,29 @@ def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], puls
         for done, reports in enumerate(runner.train(batches), start=1):
             for report in reports:
                 pulse.add(report)
-            if program.updates and training.snapshot_due(done):
-                put(Snapshot(iteration=done), pack_weights(model))
-        pulse.add(transport.read_clock())
+            if done == training.iterations:
+                pulse.add(transport.read_clock())
+            if not training.snapshot_due(done):
+                continue
+            if job.owners:
+                gather_weights(name, job.owners, model, transport)
+                if name == next(iter(job.owners)):
+                    put(Snapshot(iteration=done), pack_weights(model))
+            elif program.updated:
+                put(Snapshot(iteration=done, first=program.updated.start), pack_weights(model, program.updated))
+
+
+def gather_weights(name: str, owners: Mapping[str, tuple[int, int]], model: ChainModel, transport: Transport) -> None:
+    """Bring the weights of all owners into the first one's model: see ``TrainJob.owners``. Others do nothing."""
+    keeper, *others = owners
+    for owner in others if name == keeper else [name] if name in others else []:
+        first, last = owners[owner]
+        for parameter in parameters_of(model, range(first, last + 1)):
+            values = parameter.detach().flatten().cpu()
+            for part in values.split(PART):
+                if name == keeper:
+                    transport.receive(owner, part, GATHERED).wait()
+                else:
+                    transport.send(keeper, part, GATHERED).wait()
+            if name == keeper:
+                parameter.data.copy_(values.view_as(parameter))

@@ -33,19 +33,25 @@ class Times(NamedTuple):
 
 
 class Snapshots(Mapping[int, bytes]):
-    """Packed weights by the number of iterations done, in a temporary file without a name, which ends with this."""
+    """Packed weights by the number of iterations done, in a temporary file without a name, which ends with this.
+
+    They may come in parts, of some layers each.
+    """
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when nothing refers to this any more
         weakref.finalize(self, self._file.close)
-        self._places: dict[int, tuple[int, int]] = {}  # offset and size
+        self._places: dict[int, dict[int, tuple[int, int]]] = {}  # offset and size, by the first layer
 
-    def keep(self, iteration: int, packed: bytes) -> None:
-        """Write the weights after ``iteration`` iterations."""
-        self._places[iteration] = self._file.seek(0, os.SEEK_END), self._file.write(packed)
+    def keep(self, iteration: int, packed: bytes, first: int = 1) -> None:
+        """Write the weights after ``iteration`` iterations; ``first``: of the layers that they are of."""
+        place = self._file.seek(0, os.SEEK_END), self._file.write(packed)
+        self._places.setdefault(iteration, {})[first] = place
 
     def __getitem__(self, iteration: int) -> bytes:
-        offset, size = self._places[iteration]
+        return b"".join(self._read(*place) for _, place in sorted(self._places[iteration].items()))
+
+    def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
         return self._file.read(size)
 
@@ -110,7 +116,7 @@ class TrainingRun:
     program: Program
     done: Mapping[str, Sequence[Iteration]]
     clocks: Mapping[str, Sequence[ClockReading]]
-    snapshots: Mapping[int, bytes]  # the root's packed weights, by the number of iterations done
+    snapshots: Mapping[int, bytes]  # packed weights, by the number of iterations done
 
     @cached_property
     def iterations(self) -> int:

@@ -64,7 +64,7 @@ def watch(
     def keep(name: str, event: Progress | Snapshot | Beat, payload: bytes) -> None:
         match event:
             case Snapshot():
-                snapshots.keep(event.iteration, payload)
+                snapshots.keep(event.iteration, payload, event.first)
             case Beat():
                 for iteration in event.iterations:
                     keep_iteration(done[name], iteration)

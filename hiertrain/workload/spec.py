@@ -32,7 +32,7 @@ class ModelSettings(Value):
 
 
 class OptimizerSettings(Value):
-    """The optimizer at the root. Adam takes no notice of ``momentum`` and keeps PyTorch's default betas."""
+    """An element-wise optimizer. Adam takes no notice of ``momentum`` and keeps PyTorch's default betas."""
 
     name: Literal["sgd", "adam"] = "sgd"
     learning_rate: LearningRate = 0.02

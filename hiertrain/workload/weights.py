@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from hiertrain.workload.chain_model import ChainModel
 
@@ -34,12 +35,18 @@ def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     return views
 
 
-def pack_weights(model: ChainModel) -> bytes:
-    """The weights, float32 in chain order, as raw bytes.
+def parameters_of(model: ChainModel, layers: range) -> list[Parameter]:
+    """The parameters of some layers, from 1."""
+    return list(model.layers[layers.start - 1 : layers.stop - 1].parameters())
+
+
+def pack_weights(model: ChainModel, layers: range | None = None) -> bytes:
+    """The weights, float32 in chain order, as raw bytes: of some layers, from 1, or of all.
 
     Running statistics of BatchNorm are left out: each worker has its own, of its own samples and layers only.
     """
-    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).cpu().numpy().tobytes()
+    parameters = parameters_of(model, range(1, model.chain.depth + 1) if layers is None else layers)
+    return b"".join(parameter.detach().cpu().numpy().tobytes() for parameter in parameters)
 
 
 def unpack_weights(model: ChainModel, packed: bytes) -> None:

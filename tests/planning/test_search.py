@@ -8,14 +8,16 @@ from hypothesis import given
 
 from hiertrain.cost.bounds import any_plan_bound_s
 from hiertrain.planning.optimize import optimize
-from hiertrain.planning.trees import _rooted_trees, larger, rank, trees
+from hiertrain.planning.trees import _rooted_trees, larger, rank, sample_ranges, trees
+from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
-from hiertrain.problem.tree import Tree
+from hiertrain.problem.tree import Tree, tree_of
 from hiertrain.program.simulator import iteration_s
 from hiertrain.values import MOST_WORKERS
-from tests.strategies import many_workers, planned_problems
+from tests.oracles import admissible_plans
+from tests.strategies import many_workers, planned_problems, problems
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,22 @@ def test_trees_are_those_of_all_parents_in_their_order(workers: int, shape: Shap
         for tree in trees(problem, shape)
     ]
     assert found == list(all_parents(problem, shape))
+
+
+@given(problems(max_layers=3, max_batch=3, executions=[Execution(owners=True)]))
+def test_where_layers_have_owners_each_plan_is_of_one_tree(problem: Problem) -> None:
+    def shown(tree: Tree) -> tuple[object, ...]:
+        above = {name: tree.workers[tree.parents[place]] for place, name in enumerate(tree.workers) if place}
+        return frozenset(above.items()), tree.workers[0], tree.alone
+
+    every = {shown(tree): tree for tree in trees(problem, "tree")}
+    assert list(every.values()) == sorted(every.values(), key=lambda tree: rank(problem, tree))
+    for plan in admissible_plans(problem, "tree"):
+        tree = every[shown(tree_of(plan, problem.execution))]
+        low, high = sample_ranges(problem, tree)
+        own = [plan.workers[name].samples for name in tree.workers]
+        assert (low <= own).all()
+        assert (own <= high).all()
 
 
 @pytest.mark.parametrize("shape", ["tree", "star"])

@@ -152,6 +152,15 @@ def test_memory_and_samples_per_layer() -> None:
     assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12)
 
 
+def test_memory_where_layers_have_owners() -> None:
+    problem = Problem(PROFILE, Network(links=LINKS), 12, "device", Execution(owners=True))
+    assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12)
+    stages = plan(12, device=("edge", 2, 5), edge=("cloud", 3, 7), cloud=(None, 5, 0))
+    assert memory_bytes(problem, stages, "cloud") == 4 * 200 + 10 * (12 + 12)
+    assert memory_bytes(problem, stages, "edge") == 4 * 300 + 10 * (7 + 7 + 12)
+    assert memory_bytes(problem, stages, "device") == 2 * 200 + 10 * (5 + 5)
+
+
 @given(st.data())
 def test_what_a_plan_knows_of_itself_is_what_its_tree_says(data: st.DataObject) -> None:
     """Recursions over the definitions, on any tree."""

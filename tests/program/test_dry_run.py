@@ -32,7 +32,12 @@ MOVED = "edge,receive,gradients,device,1..1,,float32,500,\n"
         ),
         ("edge,1..1,,float32,500", "edge,2..2,,float32,500", "layers 2..2 .*; parameters travel from layer 1 on"),
         ("edge,forward,,,1..1,2..4", "edge,forward,,,1..1,", "edge, action 2 .*: rows none; must be some of 0..4"),
-        ("edge,update,,,1..3", "edge,update,,,1..2", r"edge, action 9 .*: layers 1..2 .*; the update is of all, 1..3"),
+        ("edge,update,,,1..3", "edge,update,,,1..4", r"edge, action 9 .*: layers 1..4 .*; must be a range within 1..3"),
+        (
+            "edge,update,,,1..3",
+            "edge,update,,,1..2",
+            "program: no worker will update layer 3; must be one worker, once",
+        ),
         # The two sides of a message, and the order.
         (
             "edge,receive,samples,device,,2..4,uint8,300",
@@ -50,16 +55,16 @@ MOVED = "edge,receive,gradients,device,1..1,,float32,500,\n"
         # The data.
         ("1..1,2..4,,", "1..1,2..3,,", "it holds rows 2..4 of raw samples, this needs rows 2..3 of raw samples"),
         ("edge,backward,,,1..1,2..4,,,\n", "", "forward layers 1..1 of 3 samples still waits for its backward action"),
-        ("edge,update,,,1..3,,,,\n", "", "no worker will update; must be one worker, once"),
+        ("edge,update,,,1..3,,,,\n", "", "no worker will update layer 1; must be one worker, once"),
         (
             "device,backward",
             "device,update,,,1..3,,,,\ndevice,backward",
-            "device, edge will update; must be one worker",
+            "device, edge will update layer 1; must be one worker",
         ),
         (
             "device,backward,,,1..1,0..1,,,\n",
             "",
-            "device, action 5 .*: it has gradients of layers 1..0, this sends 1..1",
+            "device, action 5 .*: it has gradients of layers none, this sends 1..1",
         ),
         ("2..3,2..4 0..1", "2..3,0..4", "holds rows 2..4 0..1 after layer 1, this needs rows 0..4 after layer 1"),
     ],
@@ -69,6 +74,34 @@ def test_a_changed_table_is_refused_in_one_line(old: str, new: str, message: str
     with pytest.raises(InputError, match=message) as caught:
         dry_run(from_csv(TABLE.replace(old, new)), PROFILE.chain)
     assert "\n" not in str(caught.value)
+
+
+OWNED = """worker,op,role,peer,layers,rows,encoding,size_bytes,ahead
+device,forward,,,1..1,0..4,,,
+device,send,activations,edge,1,0..4,float32,5000,
+device,receive,activation gradients,edge,1,0..4,float32,5000,
+device,backward,,,1..1,0..4,,,
+device,update,,,1..1,,,,
+edge,receive,activations,device,1,0..4,float32,5000,
+edge,forward,,,2..3,0..4,,,
+edge,backward,,,2..3,0..4,,,
+edge,send,activation gradients,device,1,0..4,float32,5000,
+edge,update,,,2..3,,,,
+"""
+
+
+def test_each_layer_is_updated_by_one_worker_that_has_its_gradients() -> None:
+    dry_run(from_csv(OWNED), PROFILE.chain)
+    both = OWNED.replace("edge,update,,,2..3", "edge,update,,,1..3")
+    with pytest.raises(InputError, match="program: device, edge will update layer 1; must be one worker, once"):
+        dry_run(from_csv(both), PROFILE.chain)
+    nobody = OWNED.replace("device,update,,,1..1,,,,\n", "")
+    with pytest.raises(InputError, match="program: no worker will update layer 1; must be one worker, once"):
+        dry_run(from_csv(nobody), PROFILE.chain)
+    swapped = OWNED.replace("device,update,,,1..1", "device,update,,,2..3")
+    swapped = swapped.replace("edge,update,,,2..3", "edge,update,,,1..1")
+    with pytest.raises(InputError, match=r"device, action 5 .*: it has no gradients of layers 2..3; an update needs"):
+        dry_run(from_csv(swapped), PROFILE.chain)
 
 
 def test_gradients_that_come_after_the_update_are_refused() -> None:

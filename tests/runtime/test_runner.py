@@ -25,6 +25,8 @@ PLANS = {
     "chain": {"device": ("edge", 1, 5), "edge": ("cloud", 3, 4), "cloud": (None, DEPTH, 3)},
     "the first layers elsewhere": {"device": ("cloud", 3, 7), "edge": ("cloud", 2, 5), "cloud": (None, DEPTH, 0)},
     "data-parallel": {"device": ("cloud", DEPTH, 5), "edge": ("cloud", DEPTH, 4), "cloud": (None, DEPTH, 3)},
+    "layer split": {"device": ("edge", 1, 12), "edge": ("cloud", 3, 0), "cloud": (None, DEPTH, 0)},
+    "the last layers alone": {"device": ("edge", 1, 5), "edge": ("cloud", 4, 7), "cloud": (None, DEPTH, 0)},
 }
 
 
@@ -57,8 +59,9 @@ def freeze(*numbers: int) -> Callable[[], nn.Module]:
 @pytest.mark.parametrize("build", [build_net, freeze(0), freeze(0, 1), freeze(4)], ids=["none", "0", "0 and 1", "4"])
 @pytest.mark.parametrize("shape", PLANS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("execution", [Execution.paper(), Execution(owners=True)], ids=["paper", "owners"])
 def test_parameters_without_a_gradient_stay_as_in_one_process(
-    shape: str, build: Callable[[], nn.Module], optimizer: str
+    shape: str, build: Callable[[], nn.Module], optimizer: str, execution: Execution
 ) -> None:
     momentum = 0.9 if optimizer == "sgd" else 0.0
     settings = OptimizerSettings(name=optimizer, learning_rate=0.05, momentum=momentum, weight_decay=0.5)  # type: ignore[arg-type]
@@ -72,7 +75,7 @@ def test_parameters_without_a_gradient_stay_as_in_one_process(
     model = chain_from_module(build(), "given", SHAPE, CLASSES)
     assert model.chain.depth == DEPTH
     plan = Plan(batch_size=12, data_holder="device", workers=parts)
-    trained, _ = run(compile_plan(plan, model.chain, Execution.paper()), model, settings, batches)
+    trained, _ = run(compile_plan(plan, model.chain, execution), model, settings, batches)
     found = {name.split(".", 2)[2]: parameter for name, parameter in trained.named_parameters()}
     for name, parameter in single_machine_sgd(module, settings, batches).named_parameters():
         torch.testing.assert_close(found[name], parameter, rtol=0, atol=1e-6)

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -120,6 +120,24 @@ TWO = tree(12, device=("edge", 3, 4), edge=(None, 13, 8))
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 def test_lenet_equals_single_process_sgd(testbed: Testbed, plan: Plan, execution: Execution) -> None:
     optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
+    assert largest_difference(testbed, plan, LENET, "digits", optimizer, execution, iterations=6) < TOLERANCE
+
+
+OWNED = {
+    "layer split": PLANS["layer split"],
+    "the last layers alone": tree(12, device=("edge", 3, 5), edge=("cloud", 9, 7), cloud=(None, 13, 0)),
+    "a root without layers": tree(12, device=("cloud", 9, 5), edge=(None, 13, 0), cloud=("edge", 13, 7)),
+}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("prefetch", [False, True], ids=["", "prefetch"])
+@pytest.mark.parametrize("plan", OWNED.values(), ids=OWNED.keys())
+def test_owners_of_layers_equal_single_process_sgd(
+    testbed: Testbed, plan: Plan, prefetch: bool, name: Literal["sgd", "adam"]
+) -> None:
+    optimizer = OptimizerSettings(name=name, learning_rate=0.002)
+    execution = Execution(prefetch=prefetch, owners=True)
     assert largest_difference(testbed, plan, LENET, "digits", optimizer, execution, iterations=6) < TOLERANCE
 
 
