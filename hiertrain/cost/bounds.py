@@ -238,7 +238,8 @@ class _Evaluation:
         for lane in self.at.template.lanes.values():
             size = sum((self._size(number) for number in lane), np.zeros(1))
             load = np.maximum(load, self.at.ways[lane[0]].byte_s * size)
-        for _ in range(self.at.template.most_ago):
+        # A worker that computes alone holds up its child an iteration later, and so on down to the last of these.
+        for _ in range(self.at.template.most_ago + self.tree.alone):
             self._iterate()
         least = np.full_like(load, np.inf)
         for before, after in pairwise(self.iterations[-self.at.template.most_ago - 1 :]):

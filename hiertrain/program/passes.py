@@ -120,6 +120,7 @@ def prefetch_samples(template: Template, execution: Execution) -> Template:
         order += [] if number is None else [number]
         order += [samples for samples, last in behind.items() if last == number]
     place = {number: position for position, number in enumerate(order)}
+    alone = template.tree.workers[: template.tree.alone]
 
     def moved(number: int) -> Task:
         task, after = tasks[number], tasks[number].after
@@ -134,6 +135,9 @@ def prefetch_samples(template: Template, execution: Execution) -> Template:
             task = replace(task, ahead=MOST_AHEAD)
             ready = () if last is None else tasks[last].after if isinstance(tasks[last], Message) else (After(last),)
             after = *ready, After(ended[task.target], ago=1)
+        elif isinstance(task, Message) and task.role == Role.ACTIVATIONS and task.target in alone:
+            # Its child may be ahead of it, and has to wait for its buffer. All others get new weights from above first.
+            after = *after, After(ended[task.target], ago=1)
         return replace(task, after=tuple(replace(one, task=place[one.task]) for one in after))
 
     return replace(template, tasks=tuple(map(moved, order)), overlapped=True)

@@ -9,7 +9,7 @@ group (Gloo), and give the same losses and weights. What differs by design, and 
   every iteration; every worker steps an optimizer, where a plan's root steps the only one and sends weights.
 - ``ddp-scatter``: the same, but the data holder sends the raw samples, as in a plan.
 - ``pipelining``: every stage steps the optimizer of its own layers and keeps its weights, where a plan sends the
-  gradients of the layers below a cut up to the root and their weights down.
+  gradients of the layers below a cut up to the root and their weights down, unless layers have owners.
 """
 
 import time

@@ -13,9 +13,11 @@ from hiertrain.cost.integers import TIE, integer_costs
 from hiertrain.planning import cpsat
 from hiertrain.planning.heuristic import Candidate
 from hiertrain.planning.trees import trees
+from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
+from hiertrain.problem.profile import WorkerProfile
 from hiertrain.problem.tree import Tree
 from hiertrain.program.simulator import iteration_s
 from tests.strategies import large_problem, plans_of, problems, slowed
@@ -75,6 +77,20 @@ def test_model_knows_activations_behind_raw_samples(data_holder: str) -> None:
     tree, samples = Tree(("edge", "device"), (-1, 0)), np.array([[4], [4]])
     only = Boxes(np.array([[3], [1]]), samples, samples)
     check_model(problem, tree, only, Candidate(tree, (3, 1), (4, 4)).plan(problem))
+
+
+def test_model_knows_that_a_child_may_be_ahead_of_a_worker_that_updates_alone() -> None:
+    """It takes a second; the child has begun the next iteration by then, and its activations have to wait."""
+    problem = replace(large_problem(3, 8, 20.0, 1), execution=Execution(prefetch=True, owners=True))
+    edge = problem.profile.worker("edge")
+    slow = WorkerProfile(layers=tuple(layer.model_copy(update={"update_s": 1.0}) for layer in edge.layers))
+    workers = {**problem.profile.workers, "edge": slow}
+    problem = replace(problem, profile=problem.profile.model_copy(update={"workers": workers}))
+    tree, samples = Tree(("edge", "device"), (-1, 0), alone=1), np.array([[0], [8]])
+    plan = Candidate(tree, (3, 1), (0, 8)).plan(problem)
+    only = Boxes(np.array([[3], [1]]), samples, samples)
+    check_model(problem, tree, only, plan)
+    assert Evaluator(problem, tree).bounds_s(only)[0] == pytest.approx(iteration_s(problem, plan), rel=1e-9)
 
 
 def test_presolve_stays_as_far_off_as_it_must() -> None:
