@@ -370,7 +370,7 @@ def new_solver(seed: int, attempt: int, seconds: float) -> cp_model.CpSolver:
     # CP-SAT 9.15's presolve returns wrong answers otherwise: google/or-tools issue 5293.
     solver.parameters.presolve_inclusion_work_limit = 0
     solver.parameters.max_deterministic_time = FIRST_SLICE * 2 ** min(attempt, 10)
-    solver.parameters.max_time_in_seconds = seconds
+    solver.parameters.max_time_in_seconds = max(0.0, seconds)  # bounding may have taken what was left
     return solver
 
 
