@@ -4,6 +4,7 @@ Exact where it loses nothing; what is sent is what is simulated; no bound is abo
 is that of every plan. That the solver's model has the simulated time, plan by plan, is in ``planning/test_cpsat``.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
+from hiertrain.program import passes
 from hiertrain.program.actions import Op
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.passes import lossy_layers
@@ -39,6 +41,14 @@ every = pytest.mark.parametrize(
 few = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_buckets() -> Iterator[None]:
+    """So that small models have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "LEAST_BUCKET_BYTES", 1)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -77,8 +77,8 @@ class _Way:
 class _Moments(NamedTuple):
     """When things happen in one iteration, in seconds; each (P,). What is not there has long since happened."""
 
-    ready: dict[int, Floats]  # messages
     passed: dict[tuple[int, Boundary], Floats]  # each task, each of its boundaries
+    left: dict[tuple[str, str], Floats]  # all messages of each lane
 
 
 class _Stages(NamedTuple):
@@ -135,11 +135,6 @@ class Evaluator:
         self.update_s = {name: _segments([layer.update_s for layer in own.layers]) for name, own in times.items()}
         messages = {number: task for number, task in enumerate(self.template.tasks) if isinstance(task, Message)}
         self.ways = {number: _way(problem, task.source, task.target) for number, task in messages.items()}
-        # A message waits for itself to leave, too.
-        self.delays = {
-            number: [(number, 0, True), *self.template.delays(number, way.burst_bytes > 0)]
-            for number, way in self.ways.items()
-        }
         # Several messages are of one size, which is computed once.
         sizes = {number: (task.boundary, task.boundary or task.target, task.size) for number, task in messages.items()}
         first = {size: number for number, size in reversed(sizes.items())}
@@ -222,8 +217,7 @@ class _Evaluation:
                 case Pass():
                     self._pass(number, task)
                 case Message():
-                    now.ready[number] = self._ready(task.after)
-                    now.passed[number, None] = self._arrival(number)
+                    now.passed[number, None] = self._arrival(number, task)
                 case Update():
                     first, last = (np.clip(self.depth[end], *task.stretch) for end in (task.below, task.worker))
                     now.passed[number, None] = self._ready(task.after) + self.at.update_s[task.worker][first, last]
@@ -243,9 +237,11 @@ class _Evaluation:
             self._iterate()
         least = np.full_like(load, np.inf)
         for before, after in pairwise(self.iterations[-self.at.template.most_ago - 1 :]):
-            for earlier, later in ((before.ready, after.ready), (before.passed, after.passed)):
-                for key, moment in later.items():
-                    least = np.minimum(least, moment - earlier[key])
+            for key, moment in after.passed.items():
+                least = np.minimum(least, moment - before.passed[key])
+            for lane, moment in after.left.items():
+                sent = np.isfinite(moment)
+                least[sent] = np.minimum(least[sent], moment[sent] - before.left[lane][sent])
         return np.maximum(load, least)
 
     def _at(self, ago: int) -> _Moments:
@@ -260,8 +256,9 @@ class _Evaluation:
             if passed is None:
                 continue
             awaited = self.at.template.tasks[after.task]
-            if isinstance(awaited, Message) and awaited.deepest < self.at.depth:
-                passed = passed * (self.depth[awaited.boundary] <= awaited.deepest)
+            if isinstance(awaited, Message) and awaited.present != (0, self.at.depth):
+                (low, high), depth = awaited.present, self.depth[awaited.boundary]
+                passed = passed * ((low < depth) & (depth <= high))
             ready = np.maximum(ready, passed)
         return ready
 
@@ -287,6 +284,9 @@ class _Evaluation:
                     np.put_along_axis(left, child, now[np.newaxis], axis=0)
         passed = self.iterations[-1].passed
         passed[number, task.end] = now
+        for layer in self.at.template.left_after[number]:
+            start = self._ready(task.after)
+            passed[number, layer] = start + line.at(np.minimum(layer, cuts[1]), cuts[1], samples[0])
         if not inside:
             passed |= {(number, child): leave for child, leave in zip(children, left, strict=True)}
 
@@ -308,20 +308,15 @@ class _Evaluation:
             self.sizes[number] = size
         return self.sizes[number]
 
-    def _arrival(self, number: int) -> Floats:
-        """When a message arrives, behind all before it on its lane: the rule of ``Network``, unrolled.
-
-        latency + max over k of (ready_k + max(0, 8 (x_k + .. + x_last) / bandwidth - credit)); an empty one when it is
-        ready.
-        """
-        way, own, ready = self.at.ways[number], self._size(number), self.iterations[-1].ready[number]
-        arrival, size = ready, np.zeros(1)
-        for earlier, ago, waits in self.at.delays[number]:
-            size = size + self._size(earlier)
-            if waits and earlier in self._at(ago).ready:
-                excess = np.maximum(size - way.burst_bytes, 0.0) if way.burst_bytes else size
-                arrival = np.maximum(arrival, self._at(ago).ready[earlier] + way.byte_s * excess)
-        return np.where(own > 0, arrival + way.latency_s, ready)
+    def _arrival(self, number: int, message: Message) -> Floats:
+        """When a message arrives, behind all before it on its lane: the rule of ``Network``. An empty one is ready."""
+        way, size, ready = self.at.ways[number], self._size(number), self._ready(message.after)
+        lane = message.source, message.target
+        now, before = self.iterations[-1].left, self._at(1).left
+        free = now.get(lane, before.get(lane, np.array(-np.inf)))
+        left = np.maximum(free, ready - way.byte_s * way.burst_bytes) + way.byte_s * size
+        now[lane] = np.where(size > 0, left, free)
+        return np.where(size > 0, np.maximum(ready, left) + way.latency_s, ready)
 
     def _fits(self) -> Mask:
         """Whether each box may keep the memory limits, and give each layer samples enough."""

@@ -166,7 +166,7 @@ class _Bound:
     """Something is not before ``time``, unless ``unless`` is true."""
 
     time: Expression
-    unless: cp_model.IntVar | None = None
+    unless: cp_model.LiteralT | None = None
 
 
 class _Timing:
@@ -267,11 +267,16 @@ class _Timing:
             bounds, end = [_Bound(end)], self.model.new_int_var(0, self.costs.horizon, f"end {number}")
             self._require(end, bounds)
             for after in inside:
-                assert after.at is not None
+                assert isinstance(after.at, str)
                 self._require(end, self._bounds([after]), beyond[after.at])
         else:
             self.passed |= {(number, child): [_Bound(start + rest)] for child, rest in beyond.items()}
         self.passed[number, task.end] = [_Bound(end)]
+        for layer in self.template.left_after[number]:
+            rest = _weighted(variables.computes[position][layer:], fixed[layer:])
+            before = sum(map(len, variables.pieces[position][:layer]))
+            rest += _weighted(_flat(variables.pieces[position][layer:]), each[before:])
+            self.passed[number, layer] = [_Bound(start + rest)]
 
     def _updating(self, task: Update) -> Expression:
         """What an update takes."""
@@ -286,15 +291,17 @@ class _Timing:
         Where it is empty, it waits for nothing but being ready.
         """
         sent = self.costs.sent[number]
-        absent = None
-        if message.deepest < self.template.depth and message.boundary is not None:
-            absent = self.variables.reaches[self.place[message.boundary]][message.deepest]
+        absent, (low, high) = None, message.present
+        if message.boundary is not None and high < self.template.depth:
+            absent = self.variables.reaches[self.place[message.boundary]][high]
+        elif message.boundary is not None and low:
+            absent = ~self.variables.reaches[self.place[message.boundary]][low]
         if any(message.size.each):
             first = self.ready[number] + self._at(message, sent.latency) + self._late(sent, self._grains(number))
         else:
             first = self.ready[number] + self._at(message, sent.idle)
         found, sizes = [_Bound(first, absent)], [self._grains(number)]
-        empty = self._empty(message)
+        empty = self._empty(message, absent)
         for earlier, ago, waits in self.template.delays(number, sent.credit > 0):
             sizes.append(self._grains(earlier))
             if waits:
@@ -302,7 +309,7 @@ class _Timing:
                 found.append(_Bound(self.ready[earlier] + late - ago * self.time, empty))
         return found
 
-    def _empty(self, message: Message) -> cp_model.IntVar | None:
+    def _empty(self, message: Message, absent: cp_model.LiteralT | None) -> cp_model.LiteralT | None:
         """Whether its boundary is one at which nothing is sent; None: there is none."""
         if message.boundary is None:
             return None
@@ -311,8 +318,8 @@ class _Timing:
         depths = [depth for depth, size in enumerate(sizes, 1) if not any(size)]
         if not depths:
             return None
-        if depths == list(range(message.deepest + 1, self.template.depth + 1)):
-            return self.variables.reaches[self.place[message.boundary]][message.deepest]
+        if absent is not None and len(depths) == self.template.depth - message.present[1] + message.present[0]:
+            return absent
         empty = self.model.new_bool_var("empty")
         self.model.add(empty == _sum([reaches[depth - 1] - reaches[depth] for depth in depths]))
         return empty

@@ -18,6 +18,8 @@ class Execution(Value):
     parameter_encoding: Literal["float32", "float16", "bfloat16"] = "float32"
     # Raw samples travel while earlier iterations compute, and no barrier separates iterations.
     prefetch: bool = False
+    # Gradients and weights travel in buckets of consecutive layers, each as soon as it is complete.
+    buckets: bool = False
     # A layer's parameters are updated where it is computed, and travel only where several workers compute it.
     owners: bool = False
 

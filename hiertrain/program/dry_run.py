@@ -70,12 +70,10 @@ def _fault(action: Action, worker: str, program: Program, chain: Chain) -> str |
 def _fault_of_layers(action: Action, chain: Chain) -> str | None:
     first, last, depth = action.first, action.last, chain.depth
     match action.op, action.role:
-        case ((Op.FORWARD | Op.BACKWARD | Op.UPDATE), _):
+        case ((Op.FORWARD | Op.BACKWARD | Op.UPDATE), _) | (_, (Role.GRADIENTS | Role.WEIGHTS)):
             fits, rule = 1 <= first <= last <= depth, f"must be a range within 1..{depth}"
         case _, Role.SAMPLES:
             fits, rule = (first, last) == (0, 0), "raw samples have none"
-        case _, (Role.GRADIENTS | Role.WEIGHTS):
-            fits, rule = first == 1 and 1 <= last <= depth, f"parameters travel from layer 1 on, up to {depth} at most"
         case _:  # the loss sends nothing
             fits, rule = first == 0 and 1 <= last < depth, f"a cut comes after one layer from 1 to {depth - 1}"
     return None if fits else f"layers {first}..{last} ({chain.model} has {depth}); {rule}"
@@ -104,7 +102,8 @@ def _fault_of_size(action: Action, chain: Chain) -> str | None:
         codecs = ", ".join(encoding.codec for encoding in known.values())
         return f"encoding {action.encoding!r}; of {action.role} must be one of {codecs}"
     if action.role in PARAMETERS:
-        plain, times = chain.parameter_prefix_bytes[action.last], 1
+        prefix = chain.parameter_prefix_bytes
+        plain, times = prefix[action.last] - prefix[action.first - 1], 1
     else:
         plain, times = chain.output_bytes(action.last) if action.last else chain.sample_bytes, action.samples
     size = encoding.encoded(plain, number_bytes) * times
@@ -141,7 +140,7 @@ class _Hands:
     gradient: tuple[int, Rows] | None = None  # of the activations after a layer
     computed: set[int] = field(default_factory=set)
     summed: set[int] = field(default_factory=set)  # layers whose gradients are complete or growing here
-    gradients_sent: bool = False
+    sent: set[int] = field(default_factory=set)  # layers whose gradients were sent away
     updated: set[int] = field(default_factory=set)  # layers that the optimizer has updated here
     fresh: set[int] = field(default_factory=set)  # layers that have the new weights
 
@@ -194,8 +193,8 @@ class _Hands:
         return None
 
     def _update(self, action: Action) -> str | None:
-        if self.gradients_sent:
-            return "its gradients were sent away before; must stay where the update is"
+        if gone := _layers(action) & self.sent:
+            return f"its gradients of layers {_shown(gone)} were sent away before; must stay where the update is"
         if lacking := _layers(action) - self.summed:
             return f"it has no gradients of layers {_shown(lacking)}; an update needs them"
         self.updated |= _layers(action)
@@ -243,25 +242,32 @@ class _Hands:
         return None
 
     def _gradients(self, action: Action) -> str | None:
-        if self.gradients_sent or self.updated:
-            return "its gradients were sent or used before; must come before that, and be sent once"
+        layers = _layers(action)
+        if gone := layers & (self.sent | self.updated):
+            return (
+                f"gradients of layers {_shown(gone)} were sent or used before; must come before that, and be sent once"
+            )
         if action.op == Op.RECEIVE:
-            self.summed |= _layers(action)
+            self.summed |= layers
             return None
-        if self.summed != _layers(action):
-            return f"it has gradients of layers {_shown(self.summed)}, this sends 1..{action.last}; must be the same"
-        self.gradients_sent = True
-        return self._left()
+        if lacking := layers - self.summed:
+            return f"it has no gradients of layers {_shown(lacking)}; must have all that it sends"
+        self.sent |= layers
+        growing = next((saved for saved in self.saved if layers & _layers(saved)), None)
+        return f"{growing} still waits for its backward action; must have it before" if growing else None
 
     def _weights(self, action: Action) -> str | None:
         if action.op == Op.SEND:
             if not _layers(action) <= self.fresh:
                 fresh = _shown(self.fresh)
-                return f"it has new weights of layers {fresh}, this sends 1..{action.last}; must be among them"
-        elif self.fresh:
-            return f"it has new weights of layers {_shown(self.fresh)} already; must get them once"
-        else:
-            self.fresh |= _layers(action)
+                sent = f"{action.first}..{action.last}"
+                return f"it has new weights of layers {fresh}, this sends {sent}; must be among them"
+            return None
+        if again := self.fresh & _layers(action):
+            return f"it has new weights of layers {_shown(again)} already; must get them once"
+        if early := (self.summed & _layers(action)) - self.sent:
+            return f"its gradients of layers {_shown(early)} are not sent yet; must be before new weights come"
+        self.fresh |= _layers(action)
         return None
 
     def _left(self) -> str | None:
@@ -278,7 +284,7 @@ class _Hands:
 
     def _undone(self) -> str | None:
         """What is missing at the end of the iteration."""
-        if not self.gradients_sent and (left := self.summed - self.updated):
+        if left := self.summed - self.updated - self.sent:
             return f"gradients of layers {_shown(left)} are left; must be sent, or used by an update"
         if lacking := self.computed - self.fresh:
             return f"it computes layers {_shown(lacking)}, and has no new weights of them; must have them all"

@@ -14,6 +14,8 @@ from hiertrain.problem.tree import Tree
 from hiertrain.program.actions import CUT, MOST_AHEAD, PARAMETERS, Op, Program, Role
 from hiertrain.program.template import After, Message, Pass, Size, Task, Template, Update, paper_template
 
+LEAST_BUCKET_BYTES = 65_536
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -71,17 +73,23 @@ def own_layers(template: Template, _: Execution) -> Template:
         return template
     below = dict(pairwise(owners))
     tasks: list[Task] = []
-    updates: dict[str, int] = {}
+    updates: dict[tuple[str, tuple[int, int]], int] = {}  # by worker and stretch
     place: dict[int, int] = {}  # by the one before
     for number, task in enumerate(template.tasks):
         if isinstance(task, Message) and task.role == Role.WEIGHTS and task.target in owners:
-            place[number] = updates[task.target]
+            place[number] = updates[task.target, task.stretch]
             continue
         after = tuple(replace(one, task=place[one.task]) for one in task.after if one.task in place)
         worker = _complete_on(task)
         if worker in owners:
-            updates[worker] = len(tasks)
-            tasks.append(Update(worker, after, (0, template.depth), below.get(worker)))
+            assert not isinstance(task, Pass)
+            if isinstance(task, Update):
+                place[number] = len(tasks)
+            else:  # as on the root: behind the whole pass, one update after the other
+                after = tuple(replace(one, left=None) for one in after)
+                after += tuple(After(before) for (own, _), before in updates.items() if own == worker)[-1:]
+            updates[worker, task.stretch] = len(tasks)
+            tasks.append(Update(worker, after, task.stretch, below.get(worker)))
         else:
             place[number] = len(tasks)
             tasks.append(replace(task, after=after))
@@ -147,7 +155,7 @@ def _last_of_sender(template: Template, samples: Message) -> int | None:
     """What the sender of raw samples does last before it waits: on that link, or else of all; None: it only sends."""
     on_link = [n for n in template.lanes[samples.source, samples.target] if template.tasks[n] != samples]
     at_last = [number for number, task in enumerate(template.tasks) if _complete_on(task) == samples.source]
-    return next(iter((*on_link[-1:], *at_last)), None)
+    return next(iter((*on_link[-1:], *at_last[-1:])), None)
 
 
 PASSES: tuple[Callable[[Template, Execution], Template], ...] = (
@@ -161,7 +169,7 @@ PASSES: tuple[Callable[[Template, Execution], Template], ...] = (
 
 def template_of(tree: Tree, chain: Chain, data_holder: str, execution: Execution) -> Template:
     """The template of a tree under an execution."""
-    template = paper_template(tree, chain, data_holder)
+    template = paper_template(tree, chain, data_holder, buckets(chain) if execution.buckets else None)
     for apply in PASSES:
         template = apply(template, execution)
     return template
@@ -184,6 +192,23 @@ def _encoded(template: Template, roles: Collection[Role], encoding: Encoding) ->
         for task in template.tasks
     )
     return replace(template, tasks=tasks)
+
+
+def buckets(chain: Chain) -> tuple[tuple[int, int], ...]:
+    """Stretches of consecutive layers whose parameters travel together.
+
+    Each has at least ``LEAST_BUCKET_BYTES``, since a message has a cost of its own, and at least half as much as all
+    below it: workers compute the first layers up to any depth, and what is left to send when all is computed is then
+    little, with few messages.
+    """
+    prefix, ends, low = chain.parameter_prefix_bytes, [0], 0
+    for depth in range(1, chain.depth + 1):
+        size = prefix[depth] - prefix[low]
+        if size >= max(LEAST_BUCKET_BYTES, prefix[low] // 2):
+            ends.append(depth)
+            low = depth
+    ends[-1 if len(ends) > 1 else len(ends) :] = [chain.depth]  # what is left belongs to the last one
+    return tuple(pairwise(ends))
 
 
 def lossy_layers(program: Program, chain: Chain) -> tuple[str, ...]:

@@ -12,15 +12,18 @@ for tasks of earlier iterations, lanes serve the tasks of one iteration after th
 is the *period*, the time from one iteration's end to the next one's in the steady state.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.tree import Tree
-from hiertrain.program.actions import CUT, Op, Role
+from hiertrain.program.actions import Op, Role
 
 # A boundary between layers: the one at the depth of that worker, or, for None, the one before layer 1.
-Boundary = str | None
+Cut = str | None
+# Or the one after so many layers.
+Boundary = Cut | int
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class After:
 class Pass:
     """One worker's way through layers 1 to its depth, forward or backward, for the samples that it has at each.
 
-    It takes messages at its children's depths, or sends them there, but not both.
+    It takes messages at its children's depths, or sends them there, but not both. One that has no children may send
+    messages after any layer.
     """
 
     op: Op
@@ -48,11 +52,11 @@ class Pass:
     after: tuple[After, ...]
 
     @property
-    def start(self) -> Boundary:
+    def start(self) -> Cut:
         return None if self.op == Op.FORWARD else self.worker
 
     @property
-    def end(self) -> Boundary:
+    def end(self) -> Cut:
         return self.worker if self.op == Op.FORWARD else None
 
     @property
@@ -75,11 +79,13 @@ class Message:
     role: Role
     source: str
     target: str
-    boundary: Boundary  # that it belongs to; None: raw samples
+    boundary: Cut  # that it belongs to; None: raw samples
     size: Size
     encoding: str
     after: tuple[After, ...]
-    deepest: int  # boundary at which there is such a message; beyond it nobody waits, and its size is 0
+    # There is such a message at boundaries above the first, up to the second; elsewhere nobody waits, its size is 0.
+    present: tuple[int, int]
+    stretch: tuple[int, int] = (0, 0)  # of layers, between two boundaries, whose parameters it carries up to its own
     ahead: int = 0  # it is for the iteration so many later
 
 
@@ -90,7 +96,7 @@ class Update:
     worker: str
     after: tuple[After, ...]
     stretch: tuple[int, int]  # from which boundary between layers, 0..N, to which
-    below: Boundary = None
+    below: Cut = None
 
 
 Task = Pass | Message | Update
@@ -116,9 +122,12 @@ class Template:
             elif isinstance(task, Message):
                 for after in task.after:
                     other = self.tasks[after.task]
-                    both = isinstance(other, Pass) and after.left != other.end and other.takes_inside
-                    assert not both, f"{other} takes messages at cuts, and sends some there"
-                assert not any(task.size.each[task.deepest + 1 :] + task.size.fixed[task.deepest + 1 :]), task
+                    if isinstance(other, Pass) and after.left != other.end:
+                        assert not other.takes_inside, f"{other} takes messages at cuts, and sends some there"
+                        assert isinstance(after.left, str) or not children[other.worker], f"{other} has children"
+                sizes = enumerate(zip(task.size.each, task.size.fixed, strict=True))
+                low, high = task.present
+                assert not any(any(size) for depth, size in sizes if task.boundary and not low < depth <= high), task
 
     @cached_property
     def lanes(self) -> dict[tuple[str, str], list[int]]:
@@ -128,6 +137,15 @@ class Template:
             if isinstance(task, Message):
                 lanes.setdefault((task.source, task.target), []).append(number)
         return lanes
+
+    @cached_property
+    def left_after(self) -> defaultdict[int, set[int]]:
+        """The layers after which a pass, by its place, sends something at no child's depth."""
+        found = defaultdict[int, set[int]](set)
+        for after in (after for task in self.tasks for after in task.after):
+            if isinstance(after.left, int):
+                found[after.task].add(after.left)
+        return found
 
     @cached_property
     def most_ago(self) -> int:
@@ -176,34 +194,46 @@ class Template:
                 task = self.tasks[other]
                 # Who waits for a message that may not be there may not wait at all.
                 there = True
-                if isinstance(task, Message) and task.deepest < self.depth:
-                    there = task.boundary == message.boundary and task.deepest >= message.deepest
+                if isinstance(task, Message) and task.present != (0, self.depth):
+                    low, high = message.present
+                    there = task.boundary == message.boundary and task.present[0] <= low and high <= task.present[1]
                 if there:
                     open_.append((other, before))
         return False
 
 
-def paper_template(tree: Tree, chain: Chain, data_holder: str) -> Template:
-    """The paper's synchronous iteration. Raw samples travel as uint8, all else as float32."""
+def paper_template(
+    tree: Tree, chain: Chain, data_holder: str, stretches: tuple[tuple[int, int], ...] | None = None
+) -> Template:
+    """The paper's synchronous iteration. Raw samples travel as uint8, all else as float32.
+
+    ``stretches``: of layers, each between two boundaries, from layer 1 to N, whose parameters travel and are updated by
+    themselves, the last ones first; None: all at once.
+    """
     tasks: list[Task] = []
     none = (0,) * (chain.depth + 1)
     raw = Size(none, (chain.sample_bytes, *none[1:]))
     outputs = Size(none, (0, *(layer.output_bytes for layer in chain.layers[:-1]), 0))  # the loss sends nothing
-    parameters = Size(chain.parameter_prefix_bytes, none)
+    stretches = stretches or ((0, chain.depth),)
 
     def add(task: Task) -> int:
         tasks.append(task)
         return len(tasks) - 1
 
-    def at_cut(role: Role, source: str, target: str, child: str, size: Size, *after: After) -> int:
+    def at_cut(role: Role, source: str, target: str, child: str, after: After) -> int:
         # Who computes the loss sends no activations.
-        deepest = chain.depth - 1 if role in CUT else chain.depth
-        return add(Message(role, source, target, child, size, "float32", after, deepest))
+        return add(Message(role, source, target, child, outputs, "float32", (after,), (0, chain.depth - 1)))
+
+    def parameters(role: Role, source: str, target: str, child: str, stretch: tuple[int, int], *after: After) -> int:
+        low, high = stretch
+        prefix = chain.parameter_prefix_bytes
+        size = Size(tuple(prefix[min(high, depth)] - prefix[min(low, depth)] for depth in range(len(prefix))), none)
+        return add(Message(role, source, target, child, size, "float32", after, (low, chain.depth), stretch))
 
     workers, children = tree.workers, tree.children_of
     parent = {name: workers[above] for name, above in zip(workers[1:], tree.parents[1:], strict=True)}
     inputs = {
-        name: add(Message(Role.SAMPLES, data_holder, name, None, raw, "uint8", (), chain.depth))
+        name: add(Message(Role.SAMPLES, data_holder, name, None, raw, "uint8", (), (0, chain.depth)))
         for name in workers
         if name != data_holder
     }
@@ -214,23 +244,34 @@ def paper_template(tree: Tree, chain: Chain, data_holder: str) -> Template:
         forward[name] = add(Pass(Op.FORWARD, name, (*own, *taken)))
         if name in parent:
             ready = After(forward[name], left=name)
-            activations[name] = at_cut(Role.ACTIVATIONS, name, parent[name], name, outputs, ready)
-    backward, gradients = {}, {}
+            activations[name] = at_cut(Role.ACTIVATIONS, name, parent[name], name, ready)
+    backward = {}
     for name in workers:
         awaited = [After(forward[name], left=name, at=name)]
         if name in parent:
             ready = After(backward[parent[name]], left=name)
-            number = at_cut(Role.ACTIVATION_GRADIENTS, parent[name], name, name, outputs, ready)
+            number = at_cut(Role.ACTIVATION_GRADIENTS, parent[name], name, name, ready)
             awaited.append(After(number, at=name))
         backward[name] = add(Pass(Op.BACKWARD, name, tuple(awaited)))
-    for name in tree.upward:
-        summed = After(backward[name]), *(After(gradients[child]) for child in children[name])
-        if name in parent:
-            gradients[name] = at_cut(Role.GRADIENTS, name, parent[name], name, parameters, *summed)
-        else:
-            gradients[name] = add(Update(name, summed, (0, chain.depth)))  # the root, which has them all
-    has_weights = {workers[0]: gradients[workers[0]]}
-    for name in workers[1:]:
-        ready = After(has_weights[parent[name]])
-        has_weights[name] = at_cut(Role.WEIGHTS, parent[name], name, name, parameters, ready)
+    owners = workers[: tree.alone + 1]  # who may have to send weights on while others still send gradients
+    has_weights = {}
+    updated: tuple[After, ...] = ()
+    for stretch in reversed(stretches):
+        gradients: dict[str, int] = {}
+        for name in tree.upward:
+            # Who has children goes on once all have gone back to it: till then it waits for none of their gradients.
+            left = stretch[0] or None if name in parent and not children[name] else None
+            summed = After(backward[name], left=left), *(After(gradients[child]) for child in children[name])
+            if name in parent:
+                gradients[name] = parameters(Role.GRADIENTS, name, parent[name], name, stretch, *summed)
+            else:  # the root, which has them all
+                has_weights[name, stretch] = add(Update(name, (*summed, *updated), stretch))
+                updated = (After(has_weights[name, stretch]),)
+        for name in (name for name in parent if parent[name] in owners):
+            ready = After(has_weights[parent[name], stretch])
+            has_weights[name, stretch] = parameters(Role.WEIGHTS, parent[name], name, name, stretch, ready)
+    for stretch in reversed(stretches):
+        for name in (name for name in parent if parent[name] not in owners):
+            ready = After(has_weights[parent[name], stretch])
+            has_weights[name, stretch] = parameters(Role.WEIGHTS, parent[name], name, name, stretch, ready)
     return Template(tree, chain.depth, tuple(tasks))

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.distributed import Work
+from torch.nn import Parameter
 
 from hiertrain.control.answers import Iteration
 from hiertrain.problem.profile import WorkerProfile
@@ -113,7 +114,7 @@ class Runner:
         self._transport = transport
         self._device = device
         depth = max((action.last for action in self._program), default=0)
-        self._parameters = list(model.layers[:depth].parameters())
+        self._parameters = parameters_of(model, range(1, depth + 1))
         self._weights = flatten_weights(model, depth)
         sends_gradients = any((a.op, a.role) == (Op.SEND, Role.GRADIENTS) for a in self._program)
         self._gradients = torch.empty_like(self._weights) if sends_gradients else torch.empty(0)
@@ -128,9 +129,7 @@ class Runner:
         self._durations_s = None if pace is None else [compute_s(pace, action) for action in self._program]
         # By position. All known optimizers are element-wise: each part of the parameters can have its own.
         updated = {
-            position: parameters_of(model, range(action.first, action.last + 1))
-            for position, action in enumerate(self._program)
-            if action.op == Op.UPDATE
+            position: self._of(action) for position, action in enumerate(self._program) if action.op == Op.UPDATE
         }
         self._optimizers = {position: build_optimizer(optimizer, own) for position, own in updated.items() if own}
         self._iteration = 0  # from 0; those before it only send ahead
@@ -245,9 +244,14 @@ class Runner:
             self._iteration, self._position = done.number, position
             done.spans[position] = done.departures.pop(position).wait()
 
-    def _prefix(self, flat: Tensor, action: Action) -> Tensor:
-        """The part of a flat tensor that belongs to layers 1..last of ``action``."""
-        return flat[: self._model.chain.parameter_prefix_bytes[action.last] // flat.element_size()]
+    def _of(self, action: Action) -> list[Parameter]:
+        """The parameters of an action's layers."""
+        return parameters_of(self._model, range(action.first, action.last + 1))
+
+    def _part(self, flat: Tensor, action: Action) -> Tensor:
+        """The part of a flat tensor that belongs to an action's layers."""
+        prefix = self._model.chain.parameter_prefix_bytes
+        return flat[prefix[action.first - 1] // flat.element_size() : prefix[action.last] // flat.element_size()]
 
     def _in_place(self, action: Action) -> bool:
         """Whether what is received is the weights themselves, bit by bit."""
@@ -257,7 +261,7 @@ class Runner:
         """What an action receives into, of exactly the message's size: Gloo does not check it."""
         if self._in_place(action):
             # In place: whoever sends them has this worker's gradients already.
-            return self._prefix(self._weights, action).view(torch.uint8)
+            return self._part(self._weights, action).view(torch.uint8)
         return torch.empty(action.size_bytes, dtype=torch.uint8)
 
     def _shape(self, action: Action) -> tuple[int, ...]:
@@ -268,7 +272,7 @@ class Runner:
             case Role.ACTIVATIONS | Role.ACTIVATION_GRADIENTS:
                 return action.samples, *self._model.output_shapes[action.last - 1]
             case _:
-                return (self._prefix(self._weights, action).numel(),)
+                return (self._part(self._weights, action).numel(),)
 
     def _take(self, state: _State, action: Action, buffer: Tensor) -> None:
         received = codec_of(action).decode(buffer, self._shape(action)).to(self._device)
@@ -281,7 +285,8 @@ class Runner:
             case Role.ACTIVATION_GRADIENTS:
                 state.gradient = received
             case Role.GRADIENTS:
-                for parameter, gradient in zip(self._parameters, split_like(received, self._parameters), strict=False):
+                parameters = self._of(action)
+                for parameter, gradient in zip(parameters, split_like(received, parameters), strict=True):
                     if not parameter.requires_grad:  # frozen: without a gradient the optimizer leaves it alone
                         continue
                     if parameter.grad is None:  # none of the samples went through this layer here
@@ -290,7 +295,7 @@ class Runner:
                         parameter.grad.add_(gradient)
             case Role.WEIGHTS:
                 if not self._in_place(action):
-                    self._prefix(self._weights, action).copy_(received)
+                    self._part(self._weights, action).copy_(received)
 
     def _send(self, state: _State, position: int) -> Departure:
         action = self._program[position]
@@ -313,11 +318,12 @@ class Runner:
                 state.gradient, sent = state.gradient[:own], state.gradient[own:]
                 return sent
             case Role.GRADIENTS:
-                if self._parameters:
-                    torch.cat([_flat_gradient(parameter) for parameter in self._parameters], out=self._gradients)
-                return self._prefix(self._gradients, action)
+                sent = self._part(self._gradients, action)
+                if parameters := self._of(action):
+                    torch.cat([_flat_gradient(parameter) for parameter in parameters], out=sent)
+                return sent
             case _:
-                return self._prefix(self._weights, action)
+                return self._part(self._weights, action)
 
     def _compute(self, state: _State, position: int) -> None:
         action = self._program[position]
