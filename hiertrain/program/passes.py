@@ -152,10 +152,10 @@ def prefetch_samples(template: Template, execution: Execution) -> Template:
 
 
 def _last_of_sender(template: Template, samples: Message) -> int | None:
-    """What the sender of raw samples does last before it waits: on that link, or else of all; None: it only sends."""
+    """The last that the sender of raw samples does, on that link or for an update; None: it only sends samples."""
     on_link = [n for n in template.lanes[samples.source, samples.target] if template.tasks[n] != samples]
     at_last = [number for number, task in enumerate(template.tasks) if _complete_on(task) == samples.source]
-    return next(iter((*on_link[-1:], *at_last[-1:])), None)
+    return max((*on_link[-1:], *at_last[-1:]), default=None)
 
 
 PASSES: tuple[Callable[[Template, Execution], Template], ...] = (
