@@ -99,18 +99,16 @@ def _tree(root: str, parent_of: Mapping[str, str]) -> Tree:
 
 def larger(problem: Problem, tree: Tree, shape: Shape) -> Iterator[Tree]:
     """The trees that the problem admits and that have one leaf more; those whose leaf is the root's come first."""
-    parent_of = {name: tree.workers[parent] for name, parent in zip(tree.workers[1:], tree.parents[1:], strict=True)}
     for parent in tree.workers[: 1 if shape == "star" else None]:
         for leaf in problem.workers:
             if leaf not in tree.workers:
-                added = {**parent_of, leaf: parent}
+                added = {**tree.parent_of, leaf: parent}
                 grown = _tree(tree.workers[0], {name: added[name] for name in problem.workers if name in added})
                 yield from (variant for variant in _variants(problem, grown) if _admits(problem, variant))
 
 
 def _admits(problem: Problem, tree: Tree) -> bool:
-    edges = zip(tree.workers[1:], tree.parents[1:], strict=True)
-    if any(problem.network.find(name, tree.workers[parent]) is None for name, parent in edges):
+    if any(problem.network.find(name, parent) is None for name, parent in tree.parent_of.items()):
         return False
     low, high = sample_ranges(problem, tree)
     return bool((low <= high).all() and low.sum() <= problem.batch_size <= high.sum())

@@ -33,6 +33,11 @@ class Tree:
         }
 
     @cached_property
+    def parent_of(self) -> dict[str, str]:
+        """The parents by name, of all but the root."""
+        return {name: self.workers[parent] for name, parent in zip(self.workers[1:], self.parents[1:], strict=True)}
+
+    @cached_property
     def subtrees(self) -> tuple[tuple[int, ...], ...]:
         """The positions at and below each position."""
         below: list[tuple[int, ...]] = [(position,) for position in range(len(self.workers))]

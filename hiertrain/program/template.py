@@ -211,50 +211,69 @@ def paper_template(
     themselves, the last ones first; None: all at once.
     """
     tasks: list[Task] = []
+    backward = _add_passes(tasks, tree, chain, data_holder)
+    _add_updates(tasks, tree, chain, backward, stretches or ((0, chain.depth),))
+    return Template(tree, chain.depth, tuple(tasks))
+
+
+def _add(tasks: list[Task], task: Task) -> int:
+    tasks.append(task)
+    return len(tasks) - 1
+
+
+def _add_passes(tasks: list[Task], tree: Tree, chain: Chain, data_holder: str) -> dict[str, int]:
+    """Raw samples, every worker's two passes and the messages at cuts. Returns the backward passes' places."""
     none = (0,) * (chain.depth + 1)
     raw = Size(none, (chain.sample_bytes, *none[1:]))
     outputs = Size(none, (0, *(layer.output_bytes for layer in chain.layers[:-1]), 0))  # the loss sends nothing
-    stretches = stretches or ((0, chain.depth),)
-
-    def add(task: Task) -> int:
-        tasks.append(task)
-        return len(tasks) - 1
+    parent, children = tree.parent_of, tree.children_of
 
     def at_cut(role: Role, source: str, target: str, child: str, after: After) -> int:
         # Who computes the loss sends no activations.
-        return add(Message(role, source, target, child, outputs, "float32", (after,), (0, chain.depth - 1)))
+        return _add(tasks, Message(role, source, target, child, outputs, "float32", (after,), (0, chain.depth - 1)))
 
-    def parameters(role: Role, source: str, target: str, child: str, stretch: tuple[int, int], *after: After) -> int:
-        low, high = stretch
-        prefix = chain.parameter_prefix_bytes
-        size = Size(tuple(prefix[min(high, depth)] - prefix[min(low, depth)] for depth in range(len(prefix))), none)
-        return add(Message(role, source, target, child, size, "float32", after, (low, chain.depth), stretch))
-
-    workers, children = tree.workers, tree.children_of
-    parent = {name: workers[above] for name, above in zip(workers[1:], tree.parents[1:], strict=True)}
     inputs = {
-        name: add(Message(Role.SAMPLES, data_holder, name, None, raw, "uint8", (), (0, chain.depth)))
-        for name in workers
+        name: _add(tasks, Message(Role.SAMPLES, data_holder, name, None, raw, "uint8", (), (0, chain.depth)))
+        for name in tree.workers
         if name != data_holder
     }
     forward, activations = {}, {}
     for name in tree.upward:
         own = [After(inputs[name])] if name in inputs else []
         taken = [After(activations[child], at=child) for child in children[name]]
-        forward[name] = add(Pass(Op.FORWARD, name, (*own, *taken)))
+        forward[name] = _add(tasks, Pass(Op.FORWARD, name, (*own, *taken)))
         if name in parent:
             ready = After(forward[name], left=name)
             activations[name] = at_cut(Role.ACTIVATIONS, name, parent[name], name, ready)
     backward = {}
-    for name in workers:
+    for name in tree.workers:
         awaited = [After(forward[name], left=name, at=name)]
         if name in parent:
             ready = After(backward[parent[name]], left=name)
             number = at_cut(Role.ACTIVATION_GRADIENTS, parent[name], name, name, ready)
             awaited.append(After(number, at=name))
-        backward[name] = add(Pass(Op.BACKWARD, name, tuple(awaited)))
-    owners = workers[: tree.alone + 1]  # who may have to send weights on while others still send gradients
-    has_weights = {}
+        backward[name] = _add(tasks, Pass(Op.BACKWARD, name, tuple(awaited)))
+    return backward
+
+
+def _add_updates(
+    tasks: list[Task], tree: Tree, chain: Chain, backward: dict[str, int], stretches: tuple[tuple[int, int], ...]
+) -> None:
+    """Gradients up the tree, the root's updates and weights down the tree, for one stretch after the other."""
+    parent, children = tree.parent_of, tree.children_of
+    owners = tree.workers[: tree.alone + 1]  # who may have to send weights on while others still send gradients
+    has_weights: dict[tuple[str, tuple[int, int]], int] = {}
+
+    def parameters(role: Role, source: str, target: str, child: str, stretch: tuple[int, int], *after: After) -> int:
+        low, high = stretch
+        prefix, none = chain.parameter_prefix_bytes, (0,) * (chain.depth + 1)
+        size = Size(tuple(prefix[min(high, depth)] - prefix[min(low, depth)] for depth in range(len(prefix))), none)
+        return _add(tasks, Message(role, source, target, child, size, "float32", after, (low, chain.depth), stretch))
+
+    def weights(name: str, stretch: tuple[int, int]) -> None:
+        ready = After(has_weights[parent[name], stretch])
+        has_weights[name, stretch] = parameters(Role.WEIGHTS, parent[name], name, name, stretch, ready)
+
     updated: tuple[After, ...] = ()
     for stretch in reversed(stretches):
         gradients: dict[str, int] = {}
@@ -265,13 +284,10 @@ def paper_template(
             if name in parent:
                 gradients[name] = parameters(Role.GRADIENTS, name, parent[name], name, stretch, *summed)
             else:  # the root, which has them all
-                has_weights[name, stretch] = add(Update(name, (*summed, *updated), stretch))
+                has_weights[name, stretch] = _add(tasks, Update(name, (*summed, *updated), stretch))
                 updated = (After(has_weights[name, stretch]),)
         for name in (name for name in parent if parent[name] in owners):
-            ready = After(has_weights[parent[name], stretch])
-            has_weights[name, stretch] = parameters(Role.WEIGHTS, parent[name], name, name, stretch, ready)
+            weights(name, stretch)
     for stretch in reversed(stretches):
         for name in (name for name in parent if parent[name] not in owners):
-            ready = After(has_weights[parent[name], stretch])
-            has_weights[name, stretch] = parameters(Role.WEIGHTS, parent[name], name, name, stretch, ready)
-    return Template(tree, chain.depth, tuple(tasks))
+            weights(name, stretch)

@@ -287,7 +287,7 @@ def test_what_is_no_execution_is_answered_with_what_there_is(
     assert capsys.readouterr().err == (
         f"hiertrain: error: --execution: {wrong!r}: must be paper, paper-float32, jalad, or fields with "
         "commas between: sample_encoding=uint8|float32, activation_encoding=float32|uint8|float16|bfloat16, "
-        "parameter_encoding=float32|float16|bfloat16\n"
+        "parameter_encoding=float32|float16|bfloat16, prefetch=true|false, buckets=true|false, owners=true|false\n"
     )
 
 
