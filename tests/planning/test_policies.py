@@ -127,8 +127,7 @@ def test_every_policy_is_the_best_of_its_plans(problem: Problem) -> None:
     check_star(problem, found)
     for name, policy in found.items():
         encoding = "uint8" if name.startswith("jalad") else "float32"
-        execution = Execution(sample_encoding=problem.execution.sample_encoding, activation_encoding=encoding)
-        executed = replace(problem, execution=execution)
+        executed = replace(problem, execution=problem.execution.model_copy(update={"activation_encoding": encoding}))
         assert (policy.name, policy.problem) == (name, executed)
         assert policy.predicted_s == pytest.approx(simulated_s(executed, policy.plan), rel=1e-9)
         known = linear(executed) if name == "hiertrain" else executed
