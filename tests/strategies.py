@@ -22,7 +22,9 @@ from hiertrain.problem.tree import Tree
 
 # Every combination of the options: whoever adds one is tested with all others.
 OPTIONS = {name: get_args(field.annotation) or (False, True) for name, field in Execution.model_fields.items()}
-EXECUTIONS = [Execution(**dict(zip(OPTIONS, values, strict=True))) for values in product(*OPTIONS.values())]
+EXECUTIONS = [
+    Execution.model_validate(dict(zip(OPTIONS, values, strict=True))) for values in product(*OPTIONS.values())
+]
 PAPER = (Execution.paper(),)
 
 # Those that send float32, as policies are asked for: some of them send 8 bits by themselves.
