@@ -6,7 +6,7 @@ from hiertrain.values import Value
 
 
 class Execution(Value):
-    """The options of an execution. Each is a pass over the template: see ``program.passes``.
+    """The options of an execution: see ``program.passes``, which makes of each what it changes about an iteration.
 
     The abstract is silent on how raw samples are encoded, so that is a choice.
     """
