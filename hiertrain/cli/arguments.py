@@ -246,7 +246,8 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         "--execution",
         default="paper",
         metavar="NAME|FIELD=VALUE,...",
-        help=f"how an iteration is executed: {', '.join(PRESETS)}, or fields such as parameter_encoding=bfloat16",
+        help=f"how an iteration is executed: {', '.join(PRESETS)}, or fields such as parameter_encoding=bfloat16; "
+        "overlapped is lossless",
     )
 
 

@@ -34,6 +34,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "paper": {},
     "paper-float32": {"sample_encoding": "float32"},
     "jalad": {"activation_encoding": "uint8"},
+    "overlapped": Execution.overlapped().model_dump(exclude_defaults=True),
 }
 
 

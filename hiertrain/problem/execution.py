@@ -27,3 +27,8 @@ class Execution(Value):
     def paper(cls) -> "Execution":
         """The paper's synchronous semantics; raw samples travel as uint8."""
         return cls()
+
+    @classmethod
+    def overlapped(cls) -> "Execution":
+        """Every option that overlaps communication with computation and loses nothing: exact, and faster."""
+        return cls(prefetch=True, buckets=True, owners=True)

@@ -268,9 +268,11 @@ def test_the_best_plan_with_activations_of_8_bits_is_proven(folder: Path, capsys
         ("jalad,sample_encoding=float32", {"activation_encoding": "uint8", "sample_encoding": "float32"}),
         ("activation_encoding=float32", {}),
         ("parameter_encoding=bfloat16", {"parameter_encoding": "bfloat16"}),
+        ("overlapped", {"prefetch": True, "buckets": True, "owners": True}),
+        ("overlapped,owners=false", {"prefetch": True, "buckets": True}),
     ],
 )
-def test_an_execution_is_a_name_or_fields(text: str, fields: dict[str, str]) -> None:
+def test_an_execution_is_a_name_or_fields(text: str, fields: dict[str, object]) -> None:
     execution = execution_of(argparse.Namespace(execution=text))
     assert execution == Execution.model_validate(fields)
     assert execution_of(argparse.Namespace(execution=execution_text(execution))) == execution
@@ -285,7 +287,7 @@ def test_what_is_no_execution_is_answered_with_what_there_is(
 ) -> None:
     assert main(["optimize", *inputs(folder), "--execution", before + wrong]) == 2
     assert capsys.readouterr().err == (
-        f"hiertrain: error: --execution: {wrong!r}: must be paper, paper-float32, jalad, or fields with "
+        f"hiertrain: error: --execution: {wrong!r}: must be paper, paper-float32, jalad, overlapped, or fields with "
         "commas between: sample_encoding=uint8|float32, activation_encoding=float32|uint8|float16|bfloat16, "
         "parameter_encoding=float32|float16|bfloat16, prefetch=true|false, buckets=true|false, owners=true|false\n"
     )
