@@ -112,10 +112,11 @@ def test_no_bound_is_above_the_simulated_time(execution: Execution, data: st.Dat
 
 
 @every
-@few
+@settings(few, max_examples=8)
 @given(data=st.data())
 def test_the_proven_optimum_is_that_of_every_plan(execution: Execution, data: st.DataObject) -> None:
-    problem = replace(data.draw(problems(workers=3, max_layers=3, max_batch=3)), execution=execution)
+    layers = 2 if execution.prefetch else 3  # a period takes longer to simulate
+    problem = replace(data.draw(problems(workers=3, max_layers=layers, max_batch=3)), execution=execution)
     optimum, _ = enumerated_optimum(problem)
     solution = optimize(problem)
     assert solution.status == "optimal"
