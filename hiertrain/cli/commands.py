@@ -364,10 +364,11 @@ def run_jobs(options: argparse.Namespace) -> None:
     problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
     training = training_of(options, load_dataset(options.dataset, options.data), plan.batch_size)
     chain = chain_of(training.model)
+    profiled = {name: machine_of(profile, name) for name in plan.participants}
     unpaced = LocalSettings(data_holder=plan.data_holder, workers=dict.fromkeys(profile.workers, WorkerSettings()))
-    program = check_training(plan, training, unpaced, execution)
-    machines = {name: machine_of(profile, name) for name in program.actions}
     check_profile(profile, chain, unpaced)
+    program = check_training(plan, training, unpaced, execution)
+    machines = {name: profiled[name] for name in program.actions}
     predicted_s = iteration_s(problem, plan)
     content = {"training": training, "program": program, "workers": machines}
     content |= {"tag": secrets.token_hex(8), "predicted_s": predicted_s}
