@@ -265,8 +265,6 @@ class _Hands:
             return None
         if again := self.fresh & _layers(action):
             return f"it has new weights of layers {_shown(again)} already; must get them once"
-        if early := (self.summed & _layers(action)) - self.sent:
-            return f"its gradients of layers {_shown(early)} are not sent yet; must be before new weights come"
         self.fresh |= _layers(action)
         return None
 

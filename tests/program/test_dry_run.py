@@ -1,5 +1,7 @@
 """The dry run judges tables that a person changed: one line says who, where, what, both values and the rule."""
 
+from itertools import pairwise
+
 import pytest
 
 from hiertrain.program.dry_run import dry_run
@@ -30,7 +32,7 @@ MOVED = "edge,receive,gradients,device,1..1,,float32,500,\n"
             "edge,3,0..1,float32,2000",
             "layers 0..3 .m has 3.; a cut comes after one layer f",
         ),
-        ("edge,1..1,,float32,500", "edge,2..2,,float32,500", "layers 2..2 .*; parameters travel from layer 1 on"),
+        ("edge,1..1,,float32,500", "edge,2..2,,float32,500", "layers 2..2 against 1..1; both sides must agree"),
         ("edge,forward,,,1..1,2..4", "edge,forward,,,1..1,", "edge, action 2 .*: rows none; must be some of 0..4"),
         ("edge,update,,,1..3", "edge,update,,,1..4", r"edge, action 9 .*: layers 1..4 .*; must be a range within 1..3"),
         (
@@ -64,7 +66,7 @@ MOVED = "edge,receive,gradients,device,1..1,,float32,500,\n"
         (
             "device,backward,,,1..1,0..1,,,\n",
             "",
-            "device, action 5 .*: it has gradients of layers none, this sends 1..1",
+            "device, action 5 .*: it has no gradients of layers 1; must have all that it sends",
         ),
         ("2..3,2..4 0..1", "2..3,0..4", "holds rows 2..4 0..1 after layer 1, this needs rows 0..4 after layer 1"),
     ],
@@ -107,7 +109,7 @@ def test_each_layer_is_updated_by_one_worker_that_has_its_gradients() -> None:
 def test_gradients_that_come_after_the_update_are_refused() -> None:
     late = TABLE.replace(MOVED, "").replace("edge,send,weights", f"{MOVED}edge,send,weights")
     with pytest.raises(
-        InputError, match=r"edge, action 9 .*: its gradients were sent or used before; must come before"
+        InputError, match=r"edge, action 9 .*: gradients of layers 1 were sent or used before; must come before"
     ):
         dry_run(from_csv(late), PROFILE.chain)
 
@@ -195,3 +197,35 @@ def test_samples_that_are_sent_too_late_deadlock() -> None:
 def test_nothing_is_sent_ahead_where_iterations_are_separated() -> None:
     with pytest.raises(InputError, match=r"device, action 1 .*: ahead 2; only raw samples .* where iterations overlap"):
         dry_run(from_csv(AHEAD).model_copy(update={"overlapped": False}), PROFILE.chain)
+
+
+def test_gradients_of_some_layers_are_sent_when_no_other_sample_goes_through_these() -> None:
+    """As buckets are: those of the last layers while the first ones are still computed."""
+    chain = PROFILE.chain
+    sizes = [after - before for before, after in pairwise(chain.parameter_prefix_bytes)]
+    table = f"""worker,op,role,peer,layers,rows,encoding,size_bytes,ahead
+device,forward,,,1..1,0..3,,,
+device,forward,,,2..2,0..3,,,
+device,send,activations,edge,2,0..3,float32,{4 * chain.output_bytes(2)},
+device,receive,activation gradients,edge,2,0..3,float32,{4 * chain.output_bytes(2)},
+device,backward,,,2..2,0..3,,,
+device,send,gradients,edge,2..2,,float32,{sizes[1]},
+device,backward,,,1..1,0..3,,,
+device,send,gradients,edge,1..1,,float32,{sizes[0]},
+edge,receive,activations,device,2,0..3,float32,{4 * chain.output_bytes(2)},
+edge,forward,,,3..3,0..3,,,
+edge,backward,,,3..3,0..3,,,
+edge,send,activation gradients,device,2,0..3,float32,{4 * chain.output_bytes(2)},
+edge,receive,gradients,device,2..2,,float32,{sizes[1]},
+edge,update,,,2..3,,,,
+edge,send,weights,device,2..2,,float32,{sizes[1]},
+edge,receive,gradients,device,1..1,,float32,{sizes[0]},
+edge,update,,,1..1,,,,
+edge,send,weights,device,1..1,,float32,{sizes[0]},
+device,receive,weights,edge,2..2,,float32,{sizes[1]},
+device,receive,weights,edge,1..1,,float32,{sizes[0]},
+"""
+    dry_run(from_csv(table), chain)
+    backward, send = "device,backward,,,2..2,0..3,,,\n", f"device,send,gradients,edge,2..2,,float32,{sizes[1]},\n"
+    with pytest.raises(InputError, match=r"device, action 5 .*: it has no gradients of layers 2; must have all"):
+        dry_run(from_csv(table.replace(backward + send, send + backward)), chain)
