@@ -25,7 +25,17 @@ from hiertrain.problem.solution import Progress, Shape, Solution
 from hiertrain.program.simulator import iteration_s
 from hiertrain.values import InputError, RunError
 from tests.oracles import admissible_plans, branch_and_bound_optimum, enumerated_optima, enumerated_optimum
-from tests.strategies import constrained_problems, large_problem, many_workers, plans, problems, slowed, sparse_problems
+from tests.strategies import (
+    EXECUTIONS,
+    PAPER,
+    constrained_problems,
+    large_problem,
+    many_workers,
+    plans,
+    problems,
+    slowed,
+    sparse_problems,
+)
 
 NAMES: tuple[str, ...] = ("device", "edge", "cloud")
 
@@ -51,8 +61,8 @@ def active(plan: Plan) -> list[str]:
     return [name for name in plan.workers if plan.active(name)]
 
 
-@settings(max_examples=50)
-@given(problems(workers=3, max_layers=3, max_batch=4))
+@settings(max_examples=25)
+@given(st.sampled_from([PAPER, EXECUTIONS]).flatmap(lambda few: problems(max_layers=3, max_batch=4, executions=few)))
 def test_three_workers_match_enumeration_and_a_star_is_no_better_than_a_tree(problem: Problem) -> None:
     optima = enumerated_optima(problem)
     if problem.execution == Execution.paper():
