@@ -16,7 +16,7 @@ from hiertrain.experiments.grid import Case, Emulated, Setting, settings_at
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.problem import Problem
-from hiertrain.program.actions import Op, Role
+from hiertrain.program.actions import Op
 from hiertrain.program.compiler import compile_plan
 from hiertrain.results.records import remembered
 from hiertrain.results.timelines import observed_spans
@@ -55,19 +55,20 @@ def _digest(content: object) -> str:
 
 
 def effective_execution(policy: Policy) -> Execution:
-    """How the policy's plan is executed, without encodings that nothing travels in."""
-    execution = policy.problem.execution
-    program = compile_plan(policy.plan, policy.problem.profile.chain, execution)
-    roles = {action.role for own in program.actions.values() for action in own}
-    of = {"sample_encoding": Role.SAMPLES, "activation_encoding": Role.ACTIVATIONS, "parameter_encoding": Role.WEIGHTS}
-    usual = Execution.paper()
-    return execution.model_copy(update={name: getattr(usual, name) for name, role in of.items() if role not in roles})
+    """How the policy's plan is executed, without the options that make no difference to its program."""
+    execution, chain = policy.problem.execution, policy.problem.profile.chain
+    program = compile_plan(policy.plan, chain, execution)
+    for name, usual in Execution.paper():
+        plainer = execution.model_copy(update={name: usual})
+        if plainer != execution and compile_plan(policy.plan, chain, plainer) == program:
+            execution = plainer
+    return execution
 
 
 def work_parameters(settings: Emulated, setting: Setting, policy: Policy) -> dict[str, object]:
     """What is executed for a policy, the same for the same work, as JSON content.
 
-    Workers that compute nothing, links that carry nothing and encodings that nothing travels in are left out.
+    Workers that compute nothing, links that carry nothing and options that change nothing are left out.
     """
     plan = policy.plan
     profile, here = policy.problem.profile, settings_at(settings, setting)

@@ -4,6 +4,7 @@ Every figure says whether it shows something measured (real messages over links)
 itself holds back) or predicted (cost model). The colours are seaborn's palette for colour-blind readers.
 """
 
+from hiertrain.figures.ablation import plot_ablation
 from hiertrain.figures.claims import VERDICT_COLOURS, plot_claims
 from hiertrain.figures.comparisons import plot_convergence, plot_ratios
 from hiertrain.figures.granularity import ONE_PROCESS, plot_differences, plot_gains, plot_learning, plot_shares

@@ -75,19 +75,19 @@ def _find(name: str, problem: Problem) -> Policy:
 def _plan(name: str, problem: Problem) -> Plan:
     match name:
         case "data-parallel":
-            return _optimum(replace(problem, whole_model=True), "tree")
+            return optimum(replace(problem, whole_model=True), "tree")
         case "layer-parallel":
             return best_layer_parallel(problem)
         case "hiertrain":  # the paper's costs are proportional to the number of samples
-            return _optimum(replace(problem, profile=problem.profile.linear_at(problem.batch_size)), "star")
+            return optimum(replace(problem, profile=problem.profile.linear_at(problem.batch_size)), "star")
         case "hiertrain+":
-            return _optimum(problem, "tree")
+            return optimum(problem, "tree")
     able = {worker: problem.profile.worker(worker) for worker in problem.workers}
     return best_chain(problem, *product(*(of_tier(able, tier) for tier in CHAINS[name])))
 
 
-def _optimum(problem: Problem, shape: Shape) -> Plan:
-    """The fastest plan. Raises RunError where it is not proven within the time limit."""
+def optimum(problem: Problem, shape: Shape) -> Plan:
+    """The fastest plan. Raises RunError where it is not proven within ``TIME_LIMIT_S``."""
     solution = optimize(problem, shape=shape, time_limit_s=TIME_LIMIT_S)
     if solution.status != "optimal":
         raise RunError(

@@ -15,6 +15,7 @@ from hiertrain.figures import (
     ONE_PROCESS,
     POLICY_STYLES,
     load_caption,
+    plot_ablation,
     plot_agreement,
     plot_convergence,
     plot_differences,
@@ -145,7 +146,17 @@ SPEEDUPS = pd.DataFrame(
         for rate in (1.5, 5.0)
     ]
 )
+ABLATION = pd.DataFrame(
+    [
+        {"model": model, "cloud_mbps": mbps, "step": step, "speedup_predicted": 1.5, "over_limit_predicted": 1.2}
+        | {"speedup_observed": x, "over_limit_observed": x, "speedup_low": x - 0.1, "speedup_high": x + 0.1}
+        for model in ("lenet5", "vgg16")
+        for mbps, x in ((1.0, np.nan), (5.0, 1.4))
+        for step in ("star", "tree")
+    ]
+)
 DRAWINGS = [
+    (plot_ablation, ABLATION, "point: real run"),
     (lambda df: plot_speedups(df, "cloud_mbps"), SPEEDUPS.drop(columns="sweep"), "line: predicted"),
     (plot_sweeps, SPEEDUPS.drop(columns="model"), "point: real run"),
     (plot_layers, LAYERS, "exact sizes"),
