@@ -69,8 +69,7 @@ def watch(
                 for iteration in event.iterations:
                     keep_iteration(done[name], iteration)
                 clocks[name] += event.clock
-                bar.n = min(map(len, done.values()))
-                bar.refresh()
+                bar.update(min(map(len, done.values())) - bar.n)  # which does not draw for every beat
 
     def so_far() -> TrainingRun:
         return TrainingRun(program, done, clocks, snapshots)
