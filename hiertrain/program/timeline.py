@@ -1,6 +1,6 @@
 """What a simulation or a run comes to: when each worker did which action. Times in seconds."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hiertrain.program.actions import Action
 
@@ -26,11 +26,3 @@ class Timeline:
 
     spans: tuple[Span, ...]
     period_s: float  # from the end of one iteration to the end of the next one
-
-    def repeated(self, iterations: int) -> tuple[Span, ...]:
-        """The spans of so many iterations in the steady state, one after the other."""
-        return tuple(
-            replace(span, start_s=span.start_s + number * self.period_s, end_s=span.end_s + number * self.period_s)
-            for number in range(iterations)
-            for span in self.spans
-        )
