@@ -9,6 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from hiertrain.figures.style import BLACK, MODEL_COLOURS, check_columns, panels, use_style
 
+APART = 0.12  # of the distance between two steps: the lines of two rates
+
 
 def plot_ablation(df: pd.DataFrame) -> Figure:
     """Speedup over the first step, and times the limit of any plan, step by step: a row per model, a line per rate.
@@ -25,8 +27,10 @@ def plot_ablation(df: pd.DataFrame) -> Figure:
         fig, axes = panels(len(models), 2, 1.1 + 0.95 * len(models))
         for place, ax in enumerate(axes):
             rows, ratio = df[df["model"] == models[place // 2]], ratios[place % 2]
-            for mbps, colour in colours.items():
-                _draw_steps(ax, rows[rows["cloud_mbps"] == mbps].set_index("step").reindex(steps), ratio, colour)
+            for index, (mbps, colour) in enumerate(colours.items()):
+                of_rate = rows[rows["cloud_mbps"] == mbps].set_index("step").reindex(steps)
+                aside = APART * (index - (len(colours) - 1) / 2)  # points that coincide stay visible
+                _draw_steps(ax, of_rate, ratio, colour, aside)
             ax.axhline(1, color=BLACK, linewidth=0.6)
             ax.yaxis.set_major_locator(MaxNLocator(4))
         for ax, model in zip(axes[::2], models, strict=True):
@@ -43,8 +47,8 @@ def plot_ablation(df: pd.DataFrame) -> Figure:
     return fig
 
 
-def _draw_steps(ax: Axes, rows: pd.DataFrame, ratio: str, colour: str) -> None:
-    places, observed = np.arange(len(rows)), rows[f"{ratio}_observed"]
+def _draw_steps(ax: Axes, rows: pd.DataFrame, ratio: str, colour: str, aside: float) -> None:
+    places, observed = np.arange(len(rows)) + aside, rows[f"{ratio}_observed"]
     ax.plot(places, rows[f"{ratio}_predicted"], color=colour)
     errors = [observed - rows["speedup_low"], rows["speedup_high"] - observed] if ratio == "speedup" else None
     ax.errorbar(places, observed, errors, fmt="o", color=colour, markersize=2.5)
