@@ -267,7 +267,7 @@ class _Evaluation:
         order, cuts, samples = self.stages[task.worker]
         children = self.tree.children_of[task.worker]
         line = self.at.costs[task.op, task.worker]
-        now = self._ready(after for after in task.after if after.at == task.start)
+        start = now = self._ready(after for after in task.after if after.at == task.start)
         inside = [after for after in task.after if after.at != task.start]
         taken = np.array([self._ready(after for after in inside if after.at == child) for child in children])
         left: Floats = np.zeros((len(children), len(now)))
@@ -285,7 +285,6 @@ class _Evaluation:
         passed = self.iterations[-1].passed
         passed[number, task.end] = now
         for layer in self.at.template.left_after[number]:
-            start = self._ready(task.after)
             passed[number, layer] = start + line.at(np.minimum(layer, cuts[1]), cuts[1], samples[0])
         if not inside:
             passed |= {(number, child): leave for child, leave in zip(children, left, strict=True)}
