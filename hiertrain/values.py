@@ -35,6 +35,10 @@ class Interrupted(_Said, KeyboardInterrupt):
     """An interrupt, after what was running has been ended. The message says what was."""
 
 
+class NoPlanError(InputError):
+    """No plan keeps all constraints."""
+
+
 class RunError(_Said, RuntimeError):
     """Something failed while it ran, such as a worker or a notebook. The message names it and where it was.
 
@@ -116,6 +120,7 @@ PlanSeconds = Annotated[_Real, Field(ge=0, le=1e18)]  # a plan of the longest ti
 # From 1 kbit/s, slower than any radio that carries IP, to 1 Tbit/s, faster than memory.
 RateMbps = Annotated[_Real, Field(ge=1e-3, le=1e6)]
 LatencyMs = Annotated[_Real, Field(ge=0, le=3.6e6)]  # an hour: beyond Mars
+Share = Annotated[_Real, Field(gt=0, le=1)]
 Slowdown = Annotated[_Real, Field(ge=1e-3, le=1e4)]  # from a server to a microcontroller
 Threads = Annotated[_Whole, Field(ge=1, le=1024)]  # more cores no machine has
 Port = Annotated[_Whole, Field(ge=1, le=65535)]  # 16 bits

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from hiertrain import files
 from hiertrain.control.torchrun import Machine
-from hiertrain.problem.execution import Execution
+from hiertrain.problem.execution import EXECUTIONS, Execution
 from hiertrain.problem.network import Network
 from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
@@ -31,10 +31,9 @@ ITERATIONS = 200  # mini-batches after which LeNet-5 has learnt digits
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # Executions that have a name. All others are said by their fields: see ``execution_of``.
 PRESETS: dict[str, dict[str, object]] = {
-    "paper": {},
+    **{name: execution.model_dump(exclude_defaults=True) for name, execution in EXECUTIONS.items()},
     "paper-float32": {"sample_encoding": "float32"},
     "jalad": {"activation_encoding": "uint8"},
-    "overlapped": Execution.overlapped().model_dump(exclude_defaults=True),
 }
 
 

@@ -11,12 +11,12 @@ import pandas as pd
 from hiertrain.experiments.grid import Case, Setting
 from hiertrain.experiments.speedups import describe, speedup_table
 from hiertrain.paths import RESULTS
+from hiertrain.planning.policies import SINGLE
 from hiertrain.program.simulator import iteration_s
 from hiertrain.results.records import run_folder
 from hiertrain.results.tables import load_table
 from hiertrain.values import InputError
 
-SINGLE = ("all-device", "all-edge", "all-cloud")
 NON_HYBRID = ("layer-parallel", "data-parallel")  # the plans of single workers are among either's
 HYBRID = ("hiertrain", "hiertrain+")
 GRANULARITIES = (*SINGLE, *NON_HYBRID, *HYBRID)

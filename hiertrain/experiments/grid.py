@@ -5,36 +5,44 @@ to keep their pace, and predictions need no measurement at all.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tqdm.auto import tqdm
 
 from hiertrain import files
+from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.paths import DATA
+from hiertrain.planning.baselines import single_worker_plan
 from hiertrain.planning.policies import POLICIES, Policy, find_policies
-from hiertrain.problem.execution import Execution
+from hiertrain.problem.execution import EXECUTIONS
 from hiertrain.problem.hierarchy import TIERS, Tier, of_tier, tier_of
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Profile
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.settings import AnySettings, LocalSettings, NetnsSettings
-from hiertrain.values import BatchSize, InputError, Name, RateMbps, Slowdown, Value
+from hiertrain.values import BatchSize, InputError, Name, RateMbps, Share, Slowdown, Value
 
 Emulated = LocalSettings | NetnsSettings
 
 
 class Setting(Value):
-    """One point of the grid: what is trained, and the hosts by their tiers. Slowdowns are over the recorded profile."""
+    """One point of the grid: what is trained and how, and the hosts by their tiers.
+
+    Slowdowns are over the recorded profile.
+    """
 
     model: Name
     batch_size: BatchSize
+    execution: Literal["paper", "overlapped"] = "paper"  # of ``EXECUTIONS``
     sample_encoding: Literal["uint8", "float32"] = "uint8"
     device_edge_mbps: RateMbps  # both ways
     cloud_mbps: RateMbps  # every link to and from the cloud
     device_slowdown: Slowdown
     edge_slowdown: Slowdown
     cloud_slowdown: Slowdown
+    samples_stay: bool = False  # raw samples are private: they must not leave the device
+    device_memory: Share = 1.0  # of a device, over what it needs to train alone
 
     def slowdown(self, tier: Tier) -> float:
         """Of each worker of a tier."""
@@ -144,13 +152,21 @@ def problem_at(settings: Emulated, setting: Setting) -> Problem:
     tiered = {
         name: own.model_copy(update={"tier": settings.workers[name].tier}) for name, own in profile.workers.items()
     }
-    return Problem(
+    problem = Problem(
         profile.model_copy(update={"workers": tiered}),
         nominal_network(settings_at(settings, setting)),
         setting.batch_size,
         settings.data_holder,
-        Execution(sample_encoding=setting.sample_encoding),
+        EXECUTIONS[setting.execution].model_copy(update={"sample_encoding": setting.sample_encoding}),
+        samples_stay=setting.samples_stay,
     )
+    if setting.device_memory == 1:
+        return problem
+    limits = {}
+    for name in of_tier(tiered, "device"):
+        alone = single_worker_plan(profile.chain, tuple(tiered), name, setting.batch_size, settings.data_holder)
+        limits[name] = int(setting.device_memory * memory_bytes(problem, alone, name))
+    return replace(problem, memory_limit_bytes=limits)
 
 
 def find_cases(settings: Emulated, points: Sequence[Setting], names: Sequence[str] = POLICIES) -> list[Case]:

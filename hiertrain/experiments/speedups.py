@@ -8,6 +8,7 @@ import pandas as pd
 
 from hiertrain.experiments.grid import Case, Emulated, Setting
 from hiertrain.experiments.work import works_of
+from hiertrain.planning.policies import SINGLE
 from hiertrain.problem.plan import Plan
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.simulator import simulate
@@ -77,17 +78,42 @@ def speedup_table(policies: pd.DataFrame, of: str) -> pd.DataFrame:
     """One row per setting and other policy: how many times as long it takes per iteration as the policy ``of``.
 
     Predicted, and observed with an interval: ratios of opposite quartiles. NaN where one of both was not executed.
+    Settings have one execution each, so both run under the same.
     """
     keys = list(Setting.model_fields)
     ours = policies[policies["policy"] == of]
     pairs = policies[policies["policy"] != of].merge(ours, on=keys, suffixes=("", "_of"), validate="many_to_one")
-    table = pairs[[*keys, "policy"]].copy()
+    table = pairs[[*keys, "policy"]].assign(of=of)
     table["predicted"] = pairs["predicted_ms"] / pairs["predicted_ms_of"]
     table["observed"] = pairs["observed_ms"] / pairs["observed_ms_of"]
     table["low"] = pairs["low_ms"] / pairs["high_ms_of"]
     table["high"] = pairs["high_ms"] / pairs["low_ms_of"]
     table["kind"] = pairs["kind"]
     return table
+
+
+def overlap_table(policies: pd.DataFrame) -> pd.DataFrame:
+    """How many times as fast plans are as hiertrain's under the paper's execution: one row per model, kind, execution.
+
+    ``policies``: as ``policy_table`` has it. Kinds of plans: the best single machine, hiertrain, hiertrain+. Geometric
+    means over the settings without constraints at which all of them were executed, and the least: predicted, and
+    observed.
+    """
+    same = [key for key in Setting.model_fields if key != "execution"]
+    free = policies[~policies["samples_stay"] & (policies["device_memory"] == 1)]
+    kinds = {name: name for name in ("hiertrain", "hiertrain+")} | dict.fromkeys(SINGLE, "one machine")
+    kind = free["policy"].map(kinds).rename("plans")
+    times = (
+        free.groupby([*same, kind, "execution"])[["predicted_ms", "observed_ms"]].min().unstack(["plans", "execution"])
+    )
+    tables = []
+    for by in ("predicted", "observed"):
+        own = times[f"{by}_ms"].dropna()
+        gains = own.rdiv(own["hiertrain", "paper"], axis="index").stack(["plans", "execution"]).rename("gain")
+        grouped = gains.groupby(["model", "plans", "execution"])
+        means = np.exp(grouped.agg(lambda ratios: np.log(ratios).mean()))
+        tables += [means.rename(by), grouped.min().rename(f"least_{by}"), grouped.size().rename(f"settings_{by}")]
+    return pd.concat(tables, axis="columns").reset_index()
 
 
 def policy_timelines(

@@ -11,5 +11,5 @@ from hiertrain.figures.granularity import ONE_PROCESS, plot_differences, plot_ga
 from hiertrain.figures.plans import plot_agreement, plot_errors, plot_timeline, plot_times
 from hiertrain.figures.profiles import plot_fit, plot_layer_times, plot_layers
 from hiertrain.figures.scheduler import plot_gaps, plot_growth, plot_solve_times
-from hiertrain.figures.speedups import plot_speedups, plot_sweeps
+from hiertrain.figures.speedups import plot_executions, plot_speedups, plot_sweeps
 from hiertrain.figures.style import ACTION_COLOURS, POLICY_STYLES, SOURCES, Source, load_caption, save_figure, use_style

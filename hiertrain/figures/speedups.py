@@ -1,6 +1,7 @@
 """What the policies take, and how much faster one is than the others, as hosts and links change."""
 
 from collections.abc import Iterable
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from hiertrain.figures.style import BLACK, WIDTH_IN, check_columns, panels, policy_style, use_style
+from hiertrain.figures.style import (
+    BLACK,
+    GREY,
+    VERMILION,
+    WIDTH_IN,
+    check_columns,
+    panel,
+    panels,
+    policy_style,
+    use_style,
+)
 
 AXES = {
     "cloud_mbps": "to and from the cloud (Mbit/s)",
@@ -20,6 +31,45 @@ AXES = {
     "batch_size": "mini-batch (samples)",
 }
 STATED_SPEEDUP = 6.9  # the paper's abstract: up to 6.9x
+EXECUTION_COLOURS = {"paper": GREY, "overlapped": VERMILION}
+
+
+def plot_executions(df: pd.DataFrame) -> Figure:
+    """How long one iteration takes under each policy, one bar for each execution, the fastest policies first.
+
+    Columns: policy, execution, predicted_ms, and observed_ms with the ends low_ms and high_ms of its error bar (NaN:
+    not executed). A bar is what was observed, else what is predicted, hatched. Policies whose bars are the same share
+    them.
+    """
+    check_columns(df, ["policy", "execution", "predicted_ms", "observed_ms", "low_ms", "high_ms"])
+    executions = [name for name in EXECUTION_COLOURS if name in set(df["execution"])]
+    predicted = df.pivot_table(index="policy", columns="execution", values="predicted_ms", sort=False)[executions]
+    groups = predicted.round(6).reset_index().groupby(executions, sort=False)["policy"].agg(list)
+    groups = groups.iloc[np.argsort([predicted.loc[names[0]].min() for names in groups], kind="stable")]
+    height = 0.8 / len(executions)
+    with use_style():
+        fig, ax = panel(0.8 + 0.36 * len(groups))
+        for index, execution in enumerate(executions):
+            rows = df[df["execution"] == execution].set_index("policy").loc[[names[0] for names in groups]]
+            y = np.arange(len(groups)) + (index - (len(executions) - 1) / 2) * height
+            shown_ms = rows["observed_ms"].fillna(rows["predicted_ms"])
+            errors = [rows["observed_ms"] - rows["low_ms"], rows["high_ms"] - rows["observed_ms"]]
+            bars = ax.barh(y, shown_ms, height, xerr=errors, color=EXECUTION_COLOURS[execution],
+                           label=f"{execution}{' execution' * (execution == 'paper')}",
+                           error_kw={"elinewidth": 0.8})  # fmt: skip
+            ax.bar_label(bars, [f" {value:.3g}" for value in shown_ms], fontsize=5)
+            ax.plot(rows["predicted_ms"], y, "|", color=BLACK, markersize=6, label="predicted" if not index else None)
+            for bar, observed in zip(bars, rows["observed_ms"].notna(), strict=True):
+                bar.set_hatch("" if observed else "////")
+                bar.set_edgecolor("white")
+        ax.set_yticks(np.arange(len(groups)), [fill(", ".join(names), 26) for names in groups])
+        ax.invert_yaxis()
+        ax.margins(x=0.12)
+        ax.set_xlim(left=0)
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel("time per iteration (ms)")
+        fig.legend(loc="outside lower center", ncols=3)
+    return fig
 
 
 def plot_speedups(df: pd.DataFrame, axis: str) -> Figure:

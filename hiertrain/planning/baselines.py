@@ -18,7 +18,7 @@ from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
 from hiertrain.program.simulator import iteration_s
-from hiertrain.values import InputError
+from hiertrain.values import InputError, NoPlanError
 
 
 def single_worker_plan(chain: Chain, workers: tuple[str, ...], worker: str, batch_size: int, data_holder: str) -> Plan:
@@ -46,7 +46,8 @@ def best_chain(problem: Problem, *orders: tuple[str, ...]) -> Plan:
     """``jointdnn`` and its kind: the fastest chain of some of the workers of one of the orders, in that order.
 
     Who would compute no layer is left out instead of passing on, so raw samples go to the first worker that computes.
-    Raises InputError when one of the workers is not there to compute, and when no chain of them has all links.
+    Raises InputError when one of the workers is not there to compute; NoPlanError when no chain of them has all links
+    and keeps all constraints.
     """
     for order in orders:
         for name in order:
@@ -59,7 +60,7 @@ def best_chain(problem: Problem, *orders: tuple[str, ...]) -> Plan:
 
 
 def best_layer_parallel(problem: Problem) -> Plan:
-    """``layer-parallel``: the fastest chain of any of the workers in any order."""
+    """``layer-parallel``: the fastest chain of any of the workers in any order. Raises NoPlanError."""
     sizes = range(1, len(problem.workers) + 1)
     return _fastest(problem, [order for size in sizes for order in permutations(problem.workers, size)])
 
@@ -67,16 +68,19 @@ def best_layer_parallel(problem: Problem) -> Plan:
 def _fastest(problem: Problem, orders: Iterable[tuple[str, ...]]) -> Plan:
     """The first of the fastest plans of all chains in which every worker computes. Times within ``TIE`` are equal.
 
-    Raises InputError where there is none.
+    Raises NoPlanError where there is none.
     """
     linked = [order for order in orders if _joined(problem, order)]
     if not linked:
-        raise InputError(
-            f"chains of {', '.join(problem.workers)}: the network has no links for any, from {problem.data_holder!r} on"
+        raise NoPlanError(
+            f"chains of {', '.join(problem.workers)}: the network has no links for any on which raw samples may leave "
+            f"{problem.data_holder!r} or start there"
         )
     chains = [chain for order in linked if (chain := _chain_plans(problem, order))]
     candidates = [candidate for chain in chains for candidate in chain]
     bounds_s = np.concatenate([_bounds_s(problem, chain) for chain in chains])
+    if not np.isfinite(bounds_s).any():
+        raise NoPlanError(f"chains of {', '.join(problem.workers)}: none keeps all memory limits")
     times_s: dict[int, float] = {}
     fastest_s = float("inf")
     for place in np.argsort(bounds_s, kind="stable").tolist():
@@ -89,8 +93,10 @@ def _fastest(problem: Problem, orders: Iterable[tuple[str, ...]]) -> Plan:
 
 
 def _joined(problem: Problem, order: tuple[str, ...]) -> bool:
-    """Whether raw samples can reach the first worker, and each worker's activations the next one."""
+    """Whether raw samples can and may reach the first worker, and each worker's activations can the next one."""
     way = order if order[0] == problem.data_holder else (problem.data_holder, *order)
+    if problem.samples_stay and way != order:
+        return False
     return all(problem.network.find(*pair) is not None for pair in pairwise(way))
 
 

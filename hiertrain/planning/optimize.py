@@ -21,7 +21,7 @@ from hiertrain.planning.trees import larger, rank, trees
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Progress, Settings, Shape, Solution
 from hiertrain.problem.tree import Tree
-from hiertrain.values import InputError, RunError
+from hiertrain.values import NoPlanError, RunError
 
 # "optimal" means that no admissible plan is faster by more than this share of the plan's time. Plans whose times
 # differ by less than half of it count as equal, and the one with the fewest active workers is returned.
@@ -92,7 +92,7 @@ def optimize(
     whose times are equal are ranked by the number of active workers, then by the set of workers, the root and the
     parents, in the profile's order of the workers. The same problem, shape and seed give the same plan, unless the
     time limit ends the search. Raises InputError when the time limit is not positive,
-    or no plan is admissible; RunError where the time limit ends the search for any plan.
+    NoPlanError when no plan is admissible; RunError where the time limit ends the search for any plan.
     """
     started = time.monotonic()
     settings = _settings(problem, shape, seed, time_limit_s)
@@ -223,7 +223,7 @@ def _add_first_plan(search: _Search) -> None:
             f"optimize: no plan found in {search.time_limit_s:g} s, nor {GRACE_S:g} s later; allow more time"
         )
     if found is None:
-        raise InputError(_clash(search.problem, search.shape, until))
+        raise NoPlanError(_clash(search.problem, search.shape, until))
     next(searched for searched in search.trees if searched.tree == found.tree).record(search.problem, found)
 
 

@@ -15,7 +15,7 @@ from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.solution import Shape
 from hiertrain.program.simulator import iteration_s
-from hiertrain.values import InputError, RunError
+from hiertrain.values import InputError, NoPlanError, RunError
 
 # The chains of tiers that split layers only; all samples start on the first worker that computes.
 CHAINS: dict[str, tuple[Tier, ...]] = {
@@ -27,6 +27,7 @@ CHAINS: dict[str, tuple[Tier, ...]] = {
     "jalad": ("device", "cloud"),
     "jalad+": ("device", "edge", "cloud"),
 }
+SINGLE = ("all-device", "all-edge", "all-cloud")  # one machine does everything
 POLICIES = (*CHAINS, "data-parallel", "layer-parallel", "hiertrain", "hiertrain+")
 # The proofs take seconds; on a busy computer more.
 TIME_LIMIT_S = 600.0
@@ -49,20 +50,28 @@ class Policy:
 def find_policies(problem: Problem, names: Sequence[str] = POLICIES) -> dict[str, Policy]:
     """The named policies, in the given order. Where a tier has several workers, a chain has the best one of them.
 
-    Raises InputError for an unknown name, for a tier that a policy needs and no worker has, and for a
-    problem with constraints or that sends anything but float32; RunError when the proof of an optimum takes too long.
+    Where samples stay or memory is limited, a policy of which no plan keeps that is left out.
+    Raises InputError for an unknown name, for a tier that a policy needs and no worker has, for a policy without any
+    plan elsewhere, and for a problem with other constraints or that sends anything but float32; RunError when the proof
+    of an optimum takes too long.
     """
     for name in names:
         if name not in POLICIES:
             raise InputError(f"policy {name!r} is unknown; there are {', '.join(POLICIES)}")
     float32 = {"activation_encoding": "float32", "parameter_encoding": "float32"}
     execution = problem.execution.model_copy(update=float32)
-    free = Problem(
-        problem.profile, problem.network, problem.batch_size, problem.data_holder, execution, problem.excluded
-    )
-    if problem != free:
-        raise InputError("policies: they restrict a problem themselves; it must have no constraint and send float32")
-    return {name: _find(name, problem) for name in names}
+    if problem != replace(problem, execution=execution, root=None, whole_model=False):
+        raise InputError(
+            "policies: they restrict a problem themselves; it must leave root and depths open, and send float32"
+        )
+    found = {}
+    for name in names:
+        try:
+            found[name] = _find(name, problem)
+        except NoPlanError:
+            if not problem.samples_stay and not problem.memory_limit_bytes:
+                raise
+    return found
 
 
 def _find(name: str, problem: Problem) -> Policy:

@@ -1,5 +1,7 @@
 """How an iteration is executed: one frozen value with a field per option."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from hiertrain.values import Value
@@ -32,3 +34,9 @@ class Execution(Value):
     def overlapped(cls) -> "Execution":
         """Every option that overlaps communication with computation and loses nothing: exact, and faster."""
         return cls(prefetch=True, buckets=True, owners=True)
+
+
+# Those that policies and plans are compared under, by the name that tables, figures and parameters have for them.
+EXECUTIONS: Mapping[str, Execution] = MappingProxyType(
+    {"paper": Execution.paper(), "overlapped": Execution.overlapped()}
+)

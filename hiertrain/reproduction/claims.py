@@ -36,11 +36,15 @@ class Statement:
 GRID = ("tables/06-speedups.csv", "tables/06-policies.csv")
 
 
-def _plans(*policies: str, lowest_rate: bool = False, divisible: bool = True) -> tuple[Need, ...]:
-    """The settings of the grid, with hiertrain and some other policies; none named: all."""
+def _plans(
+    *policies: str, overlapped: tuple[str, ...] = (), lowest_rate: bool = False, divisible: bool = True
+) -> tuple[Need, ...]:
+    """The settings of the grid without constraints, with some policies under the paper's execution and overlapped."""
 
     def chosen(rows: pd.DataFrame) -> pd.DataFrame:
-        rows = rows[rows["policy"].isin(["hiertrain", *policies])] if policies else rows
+        named = {"paper": policies, "overlapped": overlapped}
+        some = [findings.free(rows, execution) for execution in named]
+        rows = pd.concat(own[own["policy"].isin(names)] for own, names in zip(some, named.values(), strict=True))
         return rows[rows["cloud_mbps"] == rows["cloud_mbps"].min()] if lowest_rate else rows
 
     return (Need("tables/06-policies.csv", (*SETTING, "policy"), chosen=chosen, divisible=divisible),)
@@ -83,7 +87,7 @@ SPEEDUPS = (
         REACHED,
         GRID,
         partial(findings.reaches, "all-cloud", False),
-        _plans("all-cloud"),
+        _plans("hiertrain", "all-cloud"),
         STATED,
         decided="holds",
     ),
@@ -95,7 +99,7 @@ SPEEDUPS = (
         REACHED,
         GRID,
         partial(findings.reaches, "jointdnn", False),
-        _plans("jointdnn"),
+        _plans("hiertrain", "jointdnn"),
         STATED,
         decided="holds",
     ),
@@ -108,7 +112,7 @@ SPEEDUPS = (
             REACHED,
             GRID,
             partial(findings.reaches, policy, True),
-            _plans(policy, lowest_rate=True),
+            _plans("hiertrain", policy, lowest_rate=True),
             STATED,
             decided="holds",
         )
@@ -123,8 +127,8 @@ PLANS = (
         "times as fast as hiertrain, the fastest other policy",
         UNBEATEN,
         GRID,
-        partial(findings.unbeaten, (*BASELINES, "hiertrain+")),
-        _plans(*BASELINES, "hiertrain+"),
+        partial(findings.unbeaten, (*BASELINES, "hiertrain+"), "hiertrain", "paper"),
+        _plans("hiertrain", *BASELINES, "hiertrain+"),
         decided="fails",
     ),
     Statement(
@@ -151,7 +155,7 @@ PLANS = (
         "holds if it is in more than half of them; open if the interval of the share holds a half",
         GRID,
         findings.hybrid,
-        _plans("layer-parallel", "data-parallel", divisible=False),
+        _plans("hiertrain", "layer-parallel", "data-parallel", divisible=False),
     ),
     Statement(
         "Hybrid parallelism is never slower than a baseline that trains the same",
@@ -160,8 +164,8 @@ PLANS = (
         "times as fast as hiertrain, the fastest baseline",
         UNBEATEN,
         GRID,
-        partial(findings.unbeaten, BASELINES),
-        _plans(*BASELINES),
+        partial(findings.unbeaten, BASELINES, "hiertrain", "paper"),
+        _plans("hiertrain", *BASELINES),
         decided="fails",
     ),
     Statement(
@@ -197,7 +201,41 @@ PLANS = (
         decided="fails",
     ),
 )
+OVERLAPPED = 1.4  # times as fast as hiertrain, geometric mean: simulated before anything was built
 OURS = (
+    Statement(
+        f"Overlapped iterations make hiertrain+ at least {OVERLAPPED}x as fast as the paper's plans and execution",
+        "target of this reproduction",
+        "ours",
+        "speedup over hiertrain under the paper's execution, geometric mean",
+        f"holds if the lower end of its interval is at least {OVERLAPPED}; fails if the upper end is below; else open",
+        ("tables/06-policies.csv",),
+        partial(findings.overlaps, OVERLAPPED),
+        _plans("hiertrain", overlapped=("hiertrain+",), divisible=False),
+    ),
+    Statement(
+        "Overlapped hiertrain+ is nowhere slower than hiertrain under the paper's execution",
+        "target of this reproduction",
+        "ours",
+        "speedup over hiertrain under the paper's execution, the least",
+        f"holds if it is at least {1 / (1 + findings.NOISE):.2f} everywhere; fails if an interval ends below 1 where "
+        "it is not; else open",
+        ("tables/06-policies.csv",),
+        findings.never_slower,
+        _plans("hiertrain", overlapped=("hiertrain+",)),
+        decided="fails",
+    ),
+    Statement(
+        "Where iterations overlap, nothing that trains the same is faster than hiertrain+",
+        "ours",
+        "ours",
+        "times as fast as hiertrain+, the fastest other policy",
+        UNBEATEN,
+        GRID,
+        partial(findings.unbeaten, (*BASELINES, "hiertrain"), "hiertrain+", "overlapped"),
+        _plans(overlapped=("hiertrain", "hiertrain+", *BASELINES)),
+        decided="fails",
+    ),
     Statement(
         "Training on three machines is the same as on one",
         "ours",
@@ -250,7 +288,7 @@ OURS = (
         PREDICTED,
         ("tables/06-policies.csv",),
         findings.predicted_grid,
-        _plans(divisible=False),
+        (Need("tables/06-policies.csv", (*SETTING, "policy")),),
     ),
     *(
         Statement(

@@ -30,12 +30,15 @@ FULLY_CONNECTED = r"fc\d*$|classifier|heads"
 SETTING = [
     "model",
     "batch_size",
+    "execution",
     "sample_encoding",
     "device_edge_mbps",
     "cloud_mbps",
     "device_slowdown",
     "edge_slowdown",
     "cloud_slowdown",
+    "samples_stay",
+    "device_memory",
 ]
 # The models that the paper is recalled to use.
 PAPER_MODELS = ("lenet5", "alexnet-cifar", "alexnet")
@@ -56,6 +59,11 @@ class Finding:
     high: float = nan
     where: str = ""  # the configuration that gave the numbers
     kind: str = ""  # of what was observed: measured, emulated; predicted or exact where nothing had to be executed
+
+
+def free(rows: pd.DataFrame, execution: str) -> pd.DataFrame:
+    """The rows of settings under an execution in which nothing keeps samples on the device."""
+    return rows[(rows["execution"] == execution) & ~rows["samples_stay"] & (rows["device_memory"] == 1)]
 
 
 def reaches(policy: str, lowest_rate: bool, speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
@@ -85,13 +93,15 @@ def reaches(policy: str, lowest_rate: bool, speedups: pd.DataFrame, policies: pd
     return _found("open" if unsure else "holds" if reached else "fails", reason, best)
 
 
-def unbeaten(others: tuple[str, ...], speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
-    """Whether none of the others is observed to be faster than hiertrain by more than noise.
+def unbeaten(
+    others: tuple[str, ...], of: str, execution: str, speedups: pd.DataFrame, policies: pd.DataFrame
+) -> Finding:
+    """Whether none of the others is observed to be faster than the policy ``of`` by more than noise.
 
     The numbers are how many times as fast the fastest one is. Open where that is so, but quartiles overlap, or paced
     actions came too late.
     """
-    rows = _pairs(speedups, policies, others)
+    rows = _pairs(speedups, policies, others, of, execution)
     if rows.empty:
         return Finding("open", NOTHING_TO_COMPARE)
     turned = {"predicted": "predicted", "observed": "observed", "low": "high", "high": "low"}
@@ -109,9 +119,10 @@ def unbeaten(others: tuple[str, ...], speedups: pd.DataFrame, policies: pd.DataF
     fastest = _most(faster if apart.empty else apart, "observed")
     counts = ", ".join(f"{name} {count}" for name, count in faster["policy"].value_counts(sort=False).items())
     foreseen = int((faster["predicted"] > 1).sum())
+    star = ", which knows that hiertrain is a star planned with linear costs" if foreseen and of == "hiertrain" else ""
     reason = (
         f"faster in some of {tried} settings: {counts}; the cost model foresees {foreseen} of these {len(faster)}"
-        f"{', which knows that hiertrain is a star planned with linear costs' if foreseen else ''}; by most "
+        f"{star}; by most "
         f"it is {fastest['policy']}{_late(fastest)}"
     )
     return _found("open" if apart.empty else "fails", reason, fastest)
@@ -149,7 +160,7 @@ def hybrid(speedups: pd.DataFrame, policies: pd.DataFrame) -> Finding:
 def adapts(policies: pd.DataFrame) -> Finding:
     """Whether hiertrain's plan changes along each model's longest sweep of the rate to the cloud."""
     same = [key for key in SETTING if key != "cloud_mbps"]
-    sweeps = {}
+    sweeps, policies = {}, free(policies, "paper")
     for model, rows in policies[policies["policy"] == "hiertrain"].groupby("model", sort=False):
         groups = [group for _, group in rows.groupby(same, sort=False)]
         sweeps[model] = max(groups, key=len)
@@ -166,6 +177,61 @@ def adapts(policies: pd.DataFrame) -> Finding:
         predicted=float(max(found.values())),
         where="; ".join(f"{model} at {own[0]:g} to {own[-1]:g} Mbit/s to the cloud" for model, own in rates.items()),
         kind="predicted",
+    )
+
+
+def overlaps(target: float, policies: pd.DataFrame) -> Finding:
+    """How many times as fast hiertrain+ with overlapped iterations is as hiertrain under the paper's execution.
+
+    Geometric mean over the settings in which both were executed, with those of the ends of each one's interval.
+    """
+    rows = _both_executions(policies)
+    observed = rows.dropna(subset="observed")
+    if observed.empty:
+        return Finding("open", NOTHING_TO_COMPARE if rows.empty else ONLY_PREDICTED)
+    means = {name: float(np.exp(np.log(observed[name]).mean())) for name in ("observed", "low", "high")}
+    least, most = _least(observed, "observed"), observed["observed"].max()
+    return Finding(
+        "holds" if means["low"] >= target else "fails" if means["high"] < target else "open",
+        f"geometric mean over {len(observed)} settings; from {least['observed']:.2f}x to {most:.2f}x",
+        predicted=float(np.exp(np.log(observed["predicted"]).mean())),
+        measured=means["observed"],
+        low=means["low"],
+        high=means["high"],
+        where=f"least: {_where(least)}",
+        kind=str(least["kind"]),
+    )
+
+
+def never_slower(policies: pd.DataFrame) -> Finding:
+    """Whether overlapped hiertrain+ is observed to be slower anywhere than the paper's hiertrain, beyond noise."""
+    rows = _both_executions(policies)
+    observed = rows.dropna(subset="observed")
+    if observed.empty:
+        return Finding("open", NOTHING_TO_COMPARE if rows.empty else ONLY_PREDICTED)
+    least = _least(observed, "observed")
+    slower = observed[observed["observed"] < 1 / (1 + NOISE)]
+    surely = slower[slower["high"] < 1]
+    return _found(
+        "holds" if slower.empty else "open" if surely.empty else "fails",
+        f"slower in {len(slower)} of {len(observed)} settings by more than {NOISE:.0%}",
+        least,
+    )
+
+
+def _both_executions(policies: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting without constraints: the paper's time of hiertrain over the overlapped one of hiertrain+."""
+    same = [key for key in SETTING if key != "execution"]
+    paper, overlapped = (
+        rows[rows["policy"] == policy]
+        for policy, rows in (("hiertrain", free(policies, "paper")), ("hiertrain+", free(policies, "overlapped")))
+    )
+    pairs = overlapped.merge(paper, on=same, suffixes=("", "_paper"))
+    return pairs.assign(
+        predicted=pairs["predicted_ms_paper"] / pairs["predicted_ms"],
+        observed=pairs["observed_ms_paper"] / pairs["observed_ms"],
+        low=pairs["low_ms_paper"] / pairs["high_ms"],
+        high=pairs["high_ms_paper"] / pairs["low_ms"],
     )
 
 
@@ -192,7 +258,8 @@ def kept(policies: pd.DataFrame, layers: pd.DataFrame) -> Finding:
 
     For a model whose layers are not listed: whether they leave the last layer to it.
     """
-    plans = policies[(policies["policy"] == "hiertrain") & (policies["workers"] > 1)]
+    plans = free(policies, "paper")
+    plans = plans[(plans["policy"] == "hiertrain") & (plans["workers"] > 1)]
     if plans.empty:
         return Finding("open", "no plan of this run has several workers")
     position = layers.groupby("model").cumcount()
@@ -332,10 +399,16 @@ def _predictions(plans: pd.DataFrame, where: str, kind: str) -> Finding:
     )
 
 
-def _pairs(speedups: pd.DataFrame, policies: pd.DataFrame, others: list[str] | tuple[str, ...]) -> pd.DataFrame:
-    """One row per setting and other policy: the speedup over it, and both plans."""
-    plans = policies[[*SETTING, "policy", "plan", "late_share"]]
-    ours = plans[plans["policy"] == "hiertrain"].drop(columns="policy")
+def _pairs(
+    speedups: pd.DataFrame,
+    policies: pd.DataFrame,
+    others: Sequence[str],
+    of: str = "hiertrain",
+    execution: str = "paper",
+) -> pd.DataFrame:
+    """One row per setting without constraints and other policy: the speedup over it, and both plans."""
+    plans = free(policies, execution)[[*SETTING, "policy", "plan", "late_share"]]
+    ours, speedups = plans[plans["policy"] == of].drop(columns="policy"), speedups[speedups["of"] == of]
     speedups = speedups.astype({key: plans[key].dtype for key in SETTING})  # an empty table has types of its own
     pairs = speedups.merge(plans, on=[*SETTING, "policy"]).merge(ours, on=SETTING, suffixes=("", "_of"))
     return pairs[pairs["policy"].isin(others)]
@@ -344,6 +417,11 @@ def _pairs(speedups: pd.DataFrame, policies: pd.DataFrame, others: list[str] | t
 def _most(rows: pd.DataFrame, column: str) -> pd.Series:
     """The row with the largest value."""
     return rows.nlargest(1, column).iloc[0]
+
+
+def _least(rows: pd.DataFrame, column: str) -> pd.Series:
+    """The row with the smallest value."""
+    return rows.nsmallest(1, column).iloc[0]
 
 
 def _found(verdict: Verdict, reason: str, row: pd.Series) -> Finding:
@@ -360,7 +438,8 @@ def _only_predicted(speedups: pd.DataFrame, row: pd.Series, predicted: float) ->
 
 def _where(row: pd.Series) -> str:
     return (
-        f"{row['model']}, {row['batch_size']} samples as {row['sample_encoding']}; {row['device_edge_mbps']:g} Mbit/s "
+        f"{row['model']}, {row['batch_size']} samples as {row['sample_encoding']}, {row['execution']} execution; "
+        f"{row['device_edge_mbps']:g} Mbit/s "
         f"device-edge, {row['cloud_mbps']:g} to the cloud; device, edge, cloud {row['device_slowdown']:g}, "
         f"{row['edge_slowdown']:g}, {row['cloud_slowdown']:g} times as slow as the recorded profile"
     )

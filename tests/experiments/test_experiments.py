@@ -5,15 +5,18 @@ from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 from hiertrain import testbeds
+from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.experiments import grid, work
 from hiertrain.experiments.grid import Case, check_emulated, find_cases, problem_at, setting_of, settings_at, varied
-from hiertrain.experiments.speedups import policy_table, policy_timelines, speedup_table
+from hiertrain.experiments.speedups import overlap_table, policy_table, policy_timelines, speedup_table
 from hiertrain.experiments.work import LEAST_TIMED, observe, work_parameters
+from hiertrain.planning.baselines import single_worker_plans
 from hiertrain.planning.policies import Policy
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.hierarchy import Tier
@@ -61,6 +64,43 @@ def test_a_setting_gives_the_testbed_its_speeds_and_rates() -> None:
     assert edge / device == pytest.approx(3.3 / 23.4)
     assert problem.execution.sample_encoding == "float32"
     assert setting_of(settings, "lenet5", 8) == changed.model_copy(update={"sample_encoding": "uint8"})
+
+
+def test_a_setting_says_how_it_is_executed_and_what_stays_on_the_device() -> None:
+    (private,) = varied(MIDDLE, "samples_stay", [True])
+    (small,) = varied(private, "device_memory", [0.5])
+    (overlapped,) = varied(small, "execution", ["overlapped"])
+    free, problem = problem_at(LOCAL, MIDDLE), problem_at(LOCAL, overlapped)
+    assert (free.samples_stay, free.memory_limit_bytes) == (False, {})
+    assert problem.samples_stay
+    assert problem.execution == Execution.overlapped()
+    alone = single_worker_plans(free)["device"]
+    assert problem.memory_limit_bytes == {"device": memory_bytes(free, alone, "device") // 2}
+    found = find_cases(LOCAL, [small])[0].policies
+    assert not {"all-device", "all-edge", "all-cloud", "data-parallel"} & set(found)
+    assert found["hiertrain+"].plan.workers["device"].samples == 8
+    with pytest.raises(InputError, match=r"sweep of execution.*'overlap'"):
+        varied(MIDDLE, "execution", ["overlap"])
+
+
+def test_overlapping_is_compared_where_all_were_executed_and_nothing_stays() -> None:
+    times = {"hiertrain": 100.0, "hiertrain+": 90.0, "all-edge": 110.0, "all-cloud": 120.0, "jalad": 10.0}
+    rows = [
+        {**dict(MIDDLE), "execution": execution, "cloud_mbps": rate, "samples_stay": stays, "policy": name}
+        | {"predicted_ms": own * factor, "observed_ms": own * factor if rate > 1 else np.nan}
+        for rate, overlap in ((1.0, 0.5), (4.0, 0.25), (16.0, 1.0))
+        for stays in (False, True)
+        for execution, factor in (("paper", 1.0), ("overlapped", overlap))
+        for name, own in times.items()
+    ]
+    table = overlap_table(pd.DataFrame(rows)).set_index(["plans", "execution"])
+    assert len(table) == 6
+    best = table.xs(("hiertrain+", "overlapped")).to_dict()
+    assert best["observed"] == pytest.approx((100 / 22.5 * 100 / 90) ** 0.5)
+    assert best["predicted"] == pytest.approx((100 / 45 * 100 / 22.5 * 100 / 90) ** (1 / 3))
+    assert best["least_observed"] == pytest.approx(100 / 90)
+    assert (best["settings_observed"], best["settings_predicted"]) == (2, 3)
+    assert table.loc[("one machine", "paper"), "observed"] == pytest.approx(100 / 110)
 
 
 def test_what_makes_no_difference_is_the_same_work(cases: list[Case]) -> None:

@@ -20,6 +20,7 @@ from hiertrain.figures import (
     plot_convergence,
     plot_differences,
     plot_errors,
+    plot_executions,
     plot_fit,
     plot_gains,
     plot_gaps,
@@ -155,7 +156,15 @@ ABLATION = pd.DataFrame(
         for step in ("star", "tree")
     ]
 )
+TIMED = pd.DataFrame(
+    [
+        {"policy": policy, "execution": execution, "predicted_ms": 4.0, "observed_ms": x, "low_ms": x, "high_ms": x + 1}
+        for policy, x in (("all-cloud", 5.0), ("jalad", 5.0), ("hiertrain", np.nan))
+        for execution in ("paper", "overlapped")
+    ]
+)
 DRAWINGS = [
+    (plot_executions, TIMED, "paper execution"),
     (plot_ablation, ABLATION, "point: real run"),
     (lambda df: plot_speedups(df, "cloud_mbps"), SPEEDUPS.drop(columns="sweep"), "line: predicted"),
     (plot_sweeps, SPEEDUPS.drop(columns="model"), "point: real run"),

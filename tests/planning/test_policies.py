@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.cost.integers import TIE
 from hiertrain.experiments.grid import recorded_profile
 from hiertrain.figures import POLICY_STYLES
@@ -184,8 +185,8 @@ def test_every_policy_has_a_style() -> None:
 REFUSED: list[tuple[Callable[[Problem], Problem], list[str], str]] = [
     (lambda problem: problem, ["jointdnn", "jointdnn++"], r"policy 'jointdnn\+\+' is unknown; there are all-device"),
     (lambda problem: replace(problem, excluded=frozenset({"edge"})), ["jalad+"], "no worker of the tier edge"),
-    (lambda problem: replace(problem, samples_stay=True), ["all-cloud"], "it must have no constraint"),
-    (lambda problem: replace(problem, root="edge"), ["all-cloud"], "it must have no constraint"),
+    (lambda problem: replace(problem, whole_model=True), ["all-cloud"], "it must leave root and depths open"),
+    (lambda problem: replace(problem, root="edge"), ["all-cloud"], "it must leave root and depths open"),
     (eight_bits, ["jointdnn"], "send float32"),
     (
         lambda problem: replace(problem, execution=Execution(parameter_encoding="float16")),
@@ -201,6 +202,30 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         find_policies(change(recorded_problem("lenet5", 4)), names)
+
+
+@settings(max_examples=15)
+@given(problems(workers=3, max_layers=3, max_batch=3, executions=PLAIN), st.booleans(), st.integers(1, 10_000))
+def test_every_policy_is_the_best_of_its_plans_that_keep_the_constraints(
+    problem: Problem, samples_stay: bool, memory: int
+) -> None:
+    constrained = replace(problem, samples_stay=samples_stay, memory_limit_bytes={"device": memory, "cloud": memory})
+    found = find_policies(constrained)
+    for name in POLICIES:
+        executed = eight_bits(problem) if name.startswith("jalad") else problem
+        known = linear(executed) if name == "hiertrain" else executed
+        plans = [plan for plan in all_plans(problem, name) if keeps(plan, constrained)]
+        assert (name in found) == bool(plans)
+        if plans:
+            assert found[name].plan.workers in [plan.workers for plan in plans]
+            assert simulated_s(known, found[name].plan) <= min(simulated_s(known, plan) for plan in plans) * SLACK
+
+
+def keeps(plan: Plan, problem: Problem) -> bool:
+    starting = {name for name, part in plan.workers.items() if part.samples}
+    if problem.samples_stay and starting != {problem.data_holder}:
+        return False
+    return all(memory_bytes(problem, plan, name) <= limit for name, limit in problem.memory_limit_bytes.items())
 
 
 def test_two_tiers_have_policies_too() -> None:

@@ -45,14 +45,15 @@ def root(tmp_path: Path) -> Path:
 
 
 def add_newer(root: Path) -> None:
-    """What notebooks would leave that are newer than the recorded reference: files of another one."""
+    """What notebooks would leave that is newer than the recorded reference: files of another one."""
     jobs = prepare(RUN, results=root / "results")
     known = next(job for job in jobs if job.name == "10-scheduler")
     for job in jobs:
         if not job.path(".json").exists():
             shutil.copy(known.path(".json"), job.path(".json"))
             change_json(job.path(".json"), outputs={})
-            for output in job.outputs:
+        for output in job.outputs:
+            if not (job.folder / output).exists():
                 same = next(other for other in known.outputs if Path(other).suffix == Path(output).suffix)
                 shutil.copy(known.folder / same, job.folder / output)
 
