@@ -55,7 +55,7 @@ def plot_executions(df: pd.DataFrame) -> Figure:
             shown_ms = rows["observed_ms"].fillna(rows["predicted_ms"])
             errors = [rows["observed_ms"] - rows["low_ms"], rows["high_ms"] - rows["observed_ms"]]
             bars = ax.barh(y, shown_ms, height, xerr=errors, color=EXECUTION_COLOURS[execution],
-                           label=f"{execution}{' execution' * (execution == 'paper')}",
+                           label="paper's execution" if execution == "paper" else execution,
                            error_kw={"elinewidth": 0.8})  # fmt: skip
             ax.bar_label(bars, [f" {value:.3g}" for value in shown_ms], fontsize=5)
             ax.plot(rows["predicted_ms"], y, "|", color=BLACK, markersize=6, label="predicted" if not index else None)
@@ -131,7 +131,7 @@ def _draw_speedups(ax: Axes, df: pd.DataFrame, axis: str) -> None:
     ax.set_yscale("log")
     values = sorted(df[axis].unique())
     ax.set_xticks(values, [f"{value:g}" for value in values])
-    ticks = [1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100]
+    ticks = [0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100]
     ax.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
     for direction in (ax.xaxis, ax.yaxis):
         direction.set_minor_formatter(NullFormatter())

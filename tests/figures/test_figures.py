@@ -164,7 +164,7 @@ TIMED = pd.DataFrame(
     ]
 )
 DRAWINGS = [
-    (plot_executions, TIMED, "paper execution"),
+    (plot_executions, TIMED, "paper's execution"),
     (plot_ablation, ABLATION, "point: real run"),
     (lambda df: plot_speedups(df, "cloud_mbps"), SPEEDUPS.drop(columns="sweep"), "line: predicted"),
     (plot_sweeps, SPEEDUPS.drop(columns="model"), "point: real run"),
