@@ -52,17 +52,17 @@ class _Lines:
     """
 
     fixed: Floats
-    bends: tuple[int, ...]
-    each: tuple[Floats, ...]  # one more than bends
+    bends: Integers  # (K,), the first one 0
+    each: Floats  # (K, (N + 1)²), each table flat
 
     def at(self, after: Integers, last: Integers, samples: Integers) -> Floats:
         entry = after * len(self.fixed) + last
-        time = self.fixed.ravel()[entry] * (samples > 0)
-        if not self.bends:
-            return time + self.each[0].ravel()[entry] * samples
-        for first, end, each in zip((0, *self.bends), (*self.bends, None), self.each, strict=True):
-            time = time + each.ravel()[entry] * (np.clip(samples, first, end) - first)
-        return time
+        fixed = self.fixed.ravel()[entry] * (samples > 0)
+        if len(self.bends) == 1:
+            return fixed + self.each[0, entry] * samples
+        beyond = np.maximum(samples - self.bends.reshape(-1, *[1] * np.ndim(samples)), 0)
+        beyond[:-1] = np.minimum(beyond[:-1], np.diff(self.bends).reshape(-1, *[1] * np.ndim(samples)))
+        return fixed + (self.each[:, entry] * beyond).sum(axis=0)
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,11 @@ def _segments(per_layer: list[float]) -> Floats:
     return table
 
 
-def _lines(costs: list[LayerCost]) -> _Lines:
-    bends = tuple(bends_of(costs))
-    each = tuple(_segments([cost.slope_s(samples) for cost in costs]) for samples in (0, *bends))
-    return _Lines(_segments([cost.fixed_s for cost in costs]), bends, each)
+def _lines(costs: list[LayerCost], most: int) -> _Lines:
+    """``most``: samples that there ever are."""
+    bends = [0, *(bend for bend in bends_of(costs) if bend < most)]
+    each = [_segments([cost.slope_s(samples) for cost in costs]).ravel() for samples in bends]
+    return _Lines(_segments([cost.fixed_s for cost in costs]), np.array(bends), np.array(each))
 
 
 def _least_samples(per_layer: list[int]) -> Integers:
@@ -128,7 +129,7 @@ class Evaluator:
         self.template = template_of(tree, chain, problem.data_holder, problem.execution)
         times = {name: problem.profile.worker(name) for name in tree.workers}
         self.costs = {
-            (op, name): _lines([getattr(layer, op) for layer in own.layers])
+            (op, name): _lines([getattr(layer, op) for layer in own.layers], problem.batch_size)
             for name, own in times.items()
             for op in (Op.FORWARD, Op.BACKWARD)
         }
@@ -146,7 +147,9 @@ class Evaluator:
         self.place = {name: position for position, name in enumerate(tree.workers)}
         self.prefix_bytes = np.array(chain.parameter_prefix_bytes, dtype=float)
         kept = [float(layer.activation_bytes or 0) for layer in chain.layers]
-        self.activations = _Lines(_segments([0.0] * chain.depth), (), (_segments(kept),))
+        self.activations = _Lines(
+            _segments([0.0] * chain.depth), np.zeros(1, dtype=int), _segments(kept).reshape(1, -1)
+        )
         self.least_samples = _least_samples([layer.least_samples for layer in chain.layers])
 
     def bounds_s(self, boxes: Boxes) -> Floats:
