@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hiertrain.program.actions import Program
+from hiertrain.program.actions import Op, Program
 from hiertrain.runtime.runner import MiniBatches, Runner
 from hiertrain.runtime.transport import Transport
 from hiertrain.workload.chain_model import ChainModel, summed_loss
@@ -69,21 +69,24 @@ class Channel:
 
 
 class Exchange:
-    """What a worker has in place of Gloo; remembers to whom it sent how many bytes."""
+    """What a worker has in place of Gloo; remembers to whom it sent how many bytes, and the tags of all it posted."""
 
     def __init__(self, name: str, channels: dict[tuple[str, str, int], Channel], meeting: threading.Barrier) -> None:
         self.name, self.channels, self.meeting = name, channels, meeting
         self.sent: list[tuple[str, int]] = []
+        self.posted: list[tuple[Op, int]] = []
 
     def barrier(self) -> None:
         self.meeting.wait(WAIT_S)
 
     def receive(self, peer: str, buffer: Tensor, tag: int) -> Posted:
+        self.posted.append((Op.RECEIVE, tag))
         channel = self.channels[peer, self.name, tag]
         return channel.post(channel.receives, buffer)
 
     def send(self, peer: str, tensor: Tensor, tag: int) -> Posted:
         self.sent.append((peer, tensor.nbytes))
+        self.posted.append((Op.SEND, tag))
         channel = self.channels[self.name, peer, tag]
         return channel.post(channel.sends, tensor)
 

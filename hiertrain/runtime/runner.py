@@ -126,6 +126,10 @@ class Runner:
             if action.op == Op.RECEIVE
         }
         self._arrivals: dict[tuple[int, int], Work] = {}  # by the iteration and the position of the receive
+        # Gloo announces a receive on its message's connection: behind samples sent ahead, only when these have left. So
+        # who sends them posts the receives of the next iteration after the last action that needs what was received.
+        needing = [position for position, a in enumerate(self._program) if not a.ahead and a.role != Role.WEIGHTS]
+        self._free_after = max(needing, default=None) if any(a.ahead for a in self._program) else None
         self._durations_s = None if pace is None else [compute_s(pace, action) for action in self._program]
         # By position. All known optimizers are element-wise: each part of the parameters can have its own.
         updated = {
@@ -201,6 +205,8 @@ class Runner:
                     state.late_s += sleep_until(start_s + self._durations_s[position])
                 end_s = time.monotonic()
             spans.append((start_s, end_s))
+            if position == self._free_after:
+                self._post(number + 1, batches.count)
         done = _Performed(number, state.loss, state.late_s, spans, departures, ended_s, 0.0)
         self._await(done, [position for position in departures if not self._outlasts(self._program[position])])
         done.ended_s = time.monotonic()
@@ -221,10 +227,10 @@ class Runner:
         return state
 
     def _post(self, number: int, count: int) -> None:
-        """Post the receives of an iteration, and those of raw samples of one to come."""
+        """Post the receives of an iteration that are not yet, and those of raw samples of one to come."""
         for position, buffers in self._buffers.items():
             action, coming = self._program[position], number + len(buffers) - 1
-            if 0 <= coming < count:
+            if 0 <= coming < count and (coming, position) not in self._arrivals:
                 assert action.peer is not None
                 buffer, tag = self._place(coming, position), TAGS[action.role]
                 self._arrivals[coming, position] = self._transport.receive(action.peer, buffer, tag)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Assignment, Plan
-from hiertrain.program.actions import Role
+from hiertrain.program.actions import Op, Role
 from hiertrain.program.compiler import compile_plan
 from hiertrain.runtime.runner import TAGS, MiniBatches, Runner
 from hiertrain.runtime.transport import Transport
@@ -99,3 +99,20 @@ def test_raw_samples_are_taken_two_iterations_early_and_reports_are_given_two_la
     batches = MiniBatches(6, lambda _: torch.arange(12), torch.arange(12) % CLASSES, None)
     steps = [(len(channels["a", "b", tag].sends), len(reports)) for reports in runner.train(batches)]
     assert steps == [(3, 0), (2, 0), (1, 1), (0, 1), (0, 1), (0, 3)]
+
+
+@pytest.mark.parametrize("root", ["device", "edge"])
+def test_receives_are_posted_before_the_raw_samples_that_would_delay_their_announcement(root: str) -> None:
+    """Of the next iteration, by the data holder: Gloo writes what it sends to a worker strictly in order."""
+    other = "edge" if root == "device" else "device"
+    parts = {root: Assignment(parent=None, depth=DEPTH, samples=7), other: Assignment(parent=root, depth=3, samples=5)}
+    plan = Plan(batch_size=12, data_holder="device", workers=parts)
+    model = chain_from_module(build_net(), "given", SHAPE, CLASSES)
+    program = compile_plan(plan, model.chain, Execution.overlapped())
+    batches = [(torch.zeros(12, *SHAPE, dtype=torch.uint8), torch.arange(12) % CLASSES) for _ in range(6)]
+    _, exchanges = run(program, model, OptimizerSettings(learning_rate=0.05), batches)
+    each = sum(action.op == Op.RECEIVE for action in program.actions["device"])
+    posted = exchanges["device"].posted
+    sends = [at for at, entry in enumerate(posted) if entry == (Op.SEND, TAGS[Role.SAMPLES])]
+    # Samples of mini-batch k are sent in iteration k - 2, after the receives of iteration k - 1.
+    assert [sum(op == Op.RECEIVE for op, _ in posted[:at]) for at in sends] == [each * k for k in range(6)]
