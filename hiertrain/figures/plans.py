@@ -1,6 +1,7 @@
 """Plans: when each worker does what, how long an iteration takes, and how far predictions are off."""
 
 from collections.abc import Sequence
+from itertools import product
 from textwrap import fill
 
 import numpy as np
@@ -14,12 +15,10 @@ from matplotlib.patches import Patch
 from hiertrain.figures.style import (
     ACTION_COLOURS,
     BLACK,
-    BLUE,
     GREY,
     MODEL_COLOURS,
     SOURCE_COLOURS,
     SOURCES,
-    VERMILION,
     Source,
     check_columns,
     panel,
@@ -97,29 +96,29 @@ def plot_times(df: pd.DataFrame) -> Figure:
 def plot_agreement(df: pd.DataFrame) -> Figure:
     """Predicted against real times per iteration: on the diagonal the prediction is right.
 
-    Columns: model, uplink_mbps, predicted_ms, observed_ms, kind (of the observed times, one value).
+    Columns: execution, model, uplink_mbps, predicted_ms, observed_ms, kind (of the observed times, one value).
+    One panel per execution.
     """
-    check_columns(df, ["model", "uplink_mbps", "predicted_ms", "observed_ms", "kind"], source="kind")
+    check_columns(df, ["execution", "model", "uplink_mbps", "predicted_ms", "observed_ms", "kind"], source="kind")
+    executions = list(dict.fromkeys(df["execution"]))
     models, uplinks = df["model"].unique(), sorted(df["uplink_mbps"].unique())
     with use_style():
-        fig, ax = panel(2.9)
+        fig, axes = panels(1, len(executions), 1.0 + 1.9 / len(executions) ** 0.5, sharey=True)
         ends = [
             df[["predicted_ms", "observed_ms"]].min().min() / 1.3,
             df[["predicted_ms", "observed_ms"]].max().max() * 1.3,
         ]
-        ax.plot(ends, ends, color=BLACK, linewidth=0.6)
-        ax.fill_between(ends, np.multiply(ends, 0.9), np.multiply(ends, 1.1), color=GREY, alpha=0.25, linewidth=0)
         colours, markers = dict(zip(models, MODEL_COLOURS, strict=False)), dict(zip(uplinks, "ov^sDP", strict=False))
-        for (model, uplink), rows in df.groupby(["model", "uplink_mbps"]):
-            ax.plot(rows["observed_ms"], rows["predicted_ms"], markers[uplink], color=colours[model], markersize=3.5,
-                    markeredgewidth=0.6, fillstyle="none")  # fmt: skip
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlim(*ends)
-        ax.set_ylim(*ends)
-        ax.set_xlabel(f"{df['kind'].iloc[0]} time per iteration (ms)")
-        ax.set_ylabel("predicted time per iteration (ms)")
-        ax.text(0.03, 0.95, "band: within 10%", transform=ax.transAxes, va="top")
+        for ax, execution in zip(axes, executions, strict=True):
+            ax.plot(ends, ends, color=BLACK, linewidth=0.6)
+            ax.fill_between(ends, np.multiply(ends, 0.9), np.multiply(ends, 1.1), color=GREY, alpha=0.25, linewidth=0)
+            for (model, uplink), rows in df[df["execution"] == execution].groupby(["model", "uplink_mbps"]):
+                ax.plot(rows["observed_ms"], rows["predicted_ms"], markers[uplink], color=colours[model],
+                        markersize=3.5, markeredgewidth=0.6, fillstyle="none")  # fmt: skip
+            ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=execution)
+            ax.set_xlabel(f"{df['kind'].iloc[0]} (ms)")
+        axes[0].set_ylabel("predicted time per iteration (ms)")
+        axes[0].text(0.03, 0.95, "band: within 10%", transform=axes[0].transAxes, va="top")
         shapes = [Line2D([], [], color=colour) for colour in colours.values()]
         shapes += [Line2D([], [], color=BLACK, marker=m, linestyle="", fillstyle="none") for m in markers.values()]
         labels = [*colours, *(f"{uplink:g} Mbit/s" for uplink in markers)]
@@ -128,28 +127,33 @@ def plot_agreement(df: pd.DataFrame) -> Figure:
 
 
 def plot_errors(df: pd.DataFrame, by: str, source: Source, limit: float | None = None, unit: str = "%") -> Figure:
-    """How far predictions are off, one row of points per value of ``by``, with their median and quartiles.
+    """How far predictions are off, a row of points per execution of each value of ``by``, with median and quartiles.
 
-    Columns: ``by``, error_percent. ``limit``: a band of that many percent either way is shaded. ``unit``: what the
-    errors are percent of.
+    Columns: ``by``, execution, error_percent. ``limit``: a band of that many percent either way is shaded. ``unit``:
+    what the errors are percent of.
     """
-    check_columns(df, [by, "error_percent"])
-    rows = list(dict.fromkeys(df[by]))
+    check_columns(df, [by, "execution", "error_percent"])
+    rows, executions = list(dict.fromkeys(df[by])), list(dict.fromkeys(df["execution"]))
     with use_style():
-        fig, ax = panel(0.7 + 0.2 * len(rows))
+        fig, ax = panel(0.9 + (0.05 + 0.15 * len(executions)) * len(rows))
         if limit is not None:
             ax.axvspan(-limit, limit, color=GREY, alpha=0.25, linewidth=0)
         ax.axvline(0, color=BLACK, linewidth=0.6)
-        for y, row in enumerate(rows):
-            errors = df.loc[df[by] == row, "error_percent"]
+        for (y, row), (index, execution) in product(enumerate(rows), enumerate(executions)):
+            errors = df.loc[(df[by] == row) & (df["execution"] == execution), "error_percent"]
+            if errors.empty:
+                continue
+            height, colour = y + 0.36 * (index - (len(executions) - 1) / 2), MODEL_COLOURS[index]
             low, median, high = np.quantile(errors, [0.25, 0.5, 0.75])
-            ax.plot(errors, np.full(len(errors), y), "o", color=BLUE, fillstyle="none", markeredgewidth=0.5)
-            ax.errorbar(median, y, xerr=[[median - low], [high - median]], fmt="|", color=VERMILION, markersize=9)
+            ax.plot(errors, np.full(len(errors), height), "o", color=colour, fillstyle="none", markeredgewidth=0.5,
+                    label=execution if y == 0 else None)  # fmt: skip
+            ax.errorbar(median, height, xerr=[[median - low], [high - median]], fmt="|", color=BLACK, markersize=7)
         ax.set_yticks(range(len(rows)), rows)
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         ax.set_xlabel(f"predicted minus {source} ({unit})")
         say_source(ax, "bars: median and quartiles" + (f"; band: within {limit:g}%" if limit else ""))
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 

@@ -87,7 +87,8 @@ def action_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Timeli
 
     Durations summed over the workers' actions of the kind, predicted and the median over the iterations that count;
     ``error_percent`` is their difference as a share of the plan's iteration. Waiting is left out, and so are
-    messages that were there when they were asked for.
+    messages that were there when they were asked for, and those sent ahead, which queue: only the simulation knows when
+    they begin to leave.
     """
     rows = []
     for name, run in runs.items():
@@ -106,7 +107,7 @@ def action_table(runs: Mapping[str, TrainingRun], predicted: Mapping[str, Timeli
                     durations_s.append(real[iteration][place].end_s - real[iteration][place].start_s)
         totals_s: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for span, durations_s in observed_s.items():
-            if span.action.op != Op.RECEIVE and durations_s:
+            if span.action.op != Op.RECEIVE and not span.action.ahead and durations_s:
                 totals_s[span.action.label][0] += span.end_s - span.start_s
                 totals_s[span.action.label][1] += float(np.median(durations_s))
         rows += [
