@@ -22,7 +22,19 @@ from hiertrain.values import (
 )
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings, Training
 
-Rival = Literal["plain", "ddp", "ddp-scatter", "pipelining"]  # see ``runtime.pytorch_baselines``
+PIPELINES = ("gpipe", "1f1b", "zero-bubble")
+Way = Literal["plain", "ddp", "ddp-scatter", "gpipe", "1f1b", "zero-bubble"]
+
+
+class Rival(Value):
+    """What one would train with otherwise: see ``runtime.pytorch_baselines``."""
+
+    way: Way
+    micro_batches: PositiveCount = 1  # of a pipeline
+
+    def __str__(self) -> str:
+        parts = f"{self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
+        return f"{self.way}, {parts}" if self.way in PIPELINES else self.way
 
 
 class Group(Value):

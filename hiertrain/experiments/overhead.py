@@ -6,11 +6,12 @@ them, and a ratio is of two neighbours. Times are the machine's own: *measured*.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 import pandas as pd
 
-from hiertrain.control.jobs import Rival
+from hiertrain.control.jobs import PIPELINES, Rival
 from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.program.simulator import iteration_s
@@ -23,6 +24,8 @@ from hiertrain.workload.spec import Training
 
 OURS = "plan"  # by the name of a rival, what it is compared with
 AS_USERS_RUN_IT = "plain, memory not kept"  # the same loop in a process as a shell starts it: see ``control.memory``
+PLAIN = Rival(way="plain")
+PIECES = 1  # in which a plan's samples pass the workers: a pipeline is given as many micro-batches
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,12 @@ class Race:
     rivals: tuple[Rival, ...]
 
 
-def races(problem: Problem, training: Training, cuts: Sequence[int]) -> list[Race]:
+def races(problem: Problem, training: Training, cuts: Sequence[int], micro_batches: int | None = None) -> list[Race]:
     """One worker, all workers with the same layers, and all workers with layers of their own.
 
     The workers are the problem's, its data holder the first of them. ``cuts``: the depths at which the layer split
-    hands over, one less than there are workers. Raises InputError when they are not as many.
+    hands over, one less than there are workers. ``micro_batches``: of pipelines beside the one that has as many as a
+    plan has pieces; None: there are none. Raises InputError when there are not as many cuts.
     """
     first, *others = workers = list(problem.workers)
     depth, batch_size = len(problem.profile.layers), training.batch_size
@@ -62,10 +66,11 @@ def races(problem: Problem, training: Training, cuts: Sequence[int]) -> list[Rac
         plan = Plan(batch_size=batch_size, data_holder=first, workers=assignments)
         return Race(comparison, problem, plan, training, rivals)
 
+    more = [Rival(way=way, micro_batches=micro_batches) for way in PIPELINES] if micro_batches else []
     return [
-        race("one worker", single, ("plain",)),
-        race("data-parallel", equal, ("ddp", "ddp-scatter")),
-        race("layer split", split, ("pipelining",)),
+        race("one worker", single, (PLAIN,)),
+        race("data-parallel", equal, (Rival(way="ddp"), Rival(way="ddp-scatter"))),
+        race("layer split", split, (Rival(way="gpipe", micro_batches=PIECES), *more)),
     ]
 
 
@@ -85,9 +90,9 @@ def run_block(testbed: Testbed, race: Race, warm_up: int, unkept: Testbed | None
         raise InputError(f"{warm_up} iterations to warm up: must be from 1 to below {counted.stop}")
     runs = {OURS: train(testbed, race.problem, race.plan, race.training)}
     for rival in race.rivals:
-        runs[rival] = train_as_rival(testbed, race.plan, race.training, rival)
-    if unkept and "plain" in race.rivals:
-        runs[AS_USERS_RUN_IT] = train_as_rival(unkept, race.plan, race.training, "plain")
+        runs[str(rival)] = train_as_rival(testbed, race.plan, race.training, rival)
+    if unkept and PLAIN in race.rivals:
+        runs[AS_USERS_RUN_IT] = train_as_rival(unkept, race.plan, race.training, PLAIN)
     predicted_ms = iteration_s(race.problem, race.plan) * 1e3
     return pd.DataFrame(
         {
@@ -125,7 +130,8 @@ def unpaced_table(blocks: pd.DataFrame) -> pd.DataFrame:
 def ratio_table(blocks: pd.DataFrame) -> pd.DataFrame:
     """One row per comparison and rival: how many times as long as the rival the plan takes, over the blocks.
 
-    ``blocks``: rows of ``run_block`` with a column ``block``. Quartiles are of the ratios within a block.
+    ``blocks``: rows of ``run_block`` with a column ``block``. The median is of the ratios within a block; ``low`` and
+    ``high`` are the ends of its interval (``median_interval``).
     """
     keys = ["model", "batch_size", "comparison", "block"]
     rivals, ours = (
@@ -137,6 +143,24 @@ def ratio_table(blocks: pd.DataFrame) -> pd.DataFrame:
     pairs["ratio"] = pairs["plan_ms"] / pairs["rival_ms"]
     groups = pairs.groupby([*keys[:-1], "rival"], sort=False)
     table = groups[["plan_ms", "rival_ms", "ratio"]].median()
-    table["low"], table["high"] = groups["ratio"].quantile(0.25), groups["ratio"].quantile(0.75)
+    table["low"], table["high"] = (
+        groups["ratio"].agg(lambda own, end=end: median_interval(own)[end]) for end in (0, 1)
+    )
     table["blocks"] = groups.size()
     return table.reset_index()
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Two of the values between which the median of their distribution, whichever, lies with at least this confidence.
+
+    As many values lie below it as heads fall among as many coins: the k-th least and greatest value miss it with
+    probability 2 P(heads < k). The least and the greatest where there are too few values.
+    """
+    ordered, outside, k = sorted(values), 0.0, 0
+    while k < (len(ordered) - 1) // 2:
+        outside += 2 * comb(len(ordered), k) / 2 ** len(ordered)
+        following = outside + 2 * comb(len(ordered), k + 1) / 2 ** len(ordered)
+        if following > 1 - confidence:
+            break
+        k += 1
+    return ordered[k], ordered[-1 - k]

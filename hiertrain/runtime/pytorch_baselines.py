@@ -1,6 +1,6 @@
 """How the same training is done with what one would otherwise use: what the runtime is measured against.
 
-Three programs, each written as PyTorch's documentation shows it: a plain loop, ``DistributedDataParallel`` and
+Programs written as PyTorch's documentation shows them: a plain loop, ``DistributedDataParallel`` and
 ``torch.distributed.pipelining``. They run in the same worker processes, with the same threads, over the same process
 group (Gloo), and give the same losses and weights. What differs by design, and is part of a comparison:
 
@@ -8,8 +8,9 @@ group (Gloo), and give the same losses and weights. What differs by design, and 
 - ``ddp``: every worker has all the data and takes its rows from it, where a plan's data holder sends raw samples in
   every iteration; every worker steps an optimizer, where a plan's root steps the only one and sends weights.
 - ``ddp-scatter``: the same, but the data holder sends the raw samples, as in a plan.
-- ``pipelining``: every stage steps the optimizer of its own layers and keeps its weights, where a plan sends the
-  gradients of the layers below a cut up to the root and their weights down, unless layers have owners.
+- ``gpipe``, ``1f1b``, ``zero-bubble``: the schedules of torch's pipelining. Every stage steps the optimizer of its own
+  layers and keeps its weights, where a plan under the paper's execution, without owners, sends the gradients of the
+  layers below a cut up to the root and their weights down.
 """
 
 import time
@@ -18,13 +19,13 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hiertrain.control.answers import ClockReading, Iteration
-from hiertrain.control.jobs import RivalJob
+from hiertrain.control.jobs import PIPELINES, Rival, RivalJob
 from hiertrain.runtime.transport import Transport
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.chain_model import ChainModel, summed_loss
@@ -45,7 +46,7 @@ def run_rival(name: str, job: RivalJob, report: Callable[[Iteration | ClockReadi
     """
     training, plan, members = job.training, job.plan, job.group.members
     rank = members.index(name)
-    reads_samples = job.rival == "ddp" or name == plan.data_holder
+    reads_samples = job.rival.way == "ddp" or name == plan.data_holder
     dataset = load_dataset(training.dataset, training.data_folder) if reads_samples else None
     samples = dataset.train_samples if dataset else None
     model = build_model(**dict(training.model)).train()
@@ -58,7 +59,7 @@ def run_rival(name: str, job: RivalJob, report: Callable[[Iteration | ClockReadi
         report(transport.read_clock())
         _train(job, model, rank, cuts, labels, samples, report)
         report(transport.read_clock())
-        if job.rival == "pipelining":
+        if job.rival.way in PIPELINES:
             _gather_weights(model, cuts, rank)
         transport.barrier()  # whoever left earlier would break the connections of those who still receive
     return pack_weights(model) if name == members[-1] else None
@@ -89,15 +90,15 @@ def _build_step(
     job: RivalJob, model: ChainModel, rank: int, cuts: Sequence[int], labels: Tensor, samples: Tensor | None
 ) -> Step:
     plan, members = job.plan, job.group.members
-    match job.rival:
+    match job.rival.way:
         case "plain":
             assert samples is not None
             return plain_step(model, job.training, labels, samples)
-        case "pipelining":
-            return pipelining_step(model, job.training, cuts, rank, labels, samples)
+        case "gpipe" | "1f1b" | "zero-bubble":
+            return pipelining_step(model, job.training, job.rival, cuts, rank, labels, samples)
         case _:
             shares = [plan.own_rows(member) for member in members]
-            holder = members.index(plan.data_holder) if job.rival == "ddp-scatter" else None
+            holder = members.index(plan.data_holder) if job.rival.way == "ddp-scatter" else None
             return ddp_step(model, job.training, shares, rank, labels, samples, holder)
 
 
@@ -170,34 +171,37 @@ def _scatter(
 
 
 def pipelining_step(
-    model: ChainModel, training: Training, cuts: Sequence[int], rank: int, labels: Tensor, samples: Tensor | None
+    model: ChainModel,
+    training: Training,
+    rival: Rival,
+    cuts: Sequence[int],
+    rank: int,
+    labels: Tensor,
+    samples: Tensor | None,
 ) -> Step:
-    """A pipeline with one micro-batch, as in https://docs.pytorch.org/docs/stable/distributed.pipelining.html.
+    """A pipeline, as in https://docs.pytorch.org/docs/stable/distributed.pipelining.html.
 
     Rank r computes layers ``cuts[r]`` + 1 to ``cuts[r + 1]``; the first has ``samples``. The shapes are given, so that
     the stages need not ask each other for them, which they would do by pickle.
     """
-    stage = _stage_layers(model, cuts, rank)
+    layers = _stage_layers(model, cuts, rank)
     last = rank == len(cuts) - 2
     shapes = [model.sample_shape, *model.output_shapes]
 
     def example(depth: int) -> Tensor:
-        shape = (training.batch_size, *shapes[depth])
+        shape = (training.batch_size // rival.micro_batches, *shapes[depth])
         return torch.empty(shape, dtype=torch.float32 if depth else torch.uint8, device="meta", requires_grad=depth > 0)
 
-    schedule = ScheduleGPipe(
-        PipelineStage(
-            stage,
-            rank,
-            len(cuts) - 1,
-            torch.device("cpu"),
-            input_args=example(cuts[rank]),
-            output_args=example(min(cuts[rank + 1], len(model.layers))),
-        ),
-        n_microbatches=1,
-        loss_fn=cross_entropy,
+    stage = PipelineStage(
+        layers,
+        rank,
+        len(cuts) - 1,
+        torch.device("cpu"),
+        input_args=example(cuts[rank]),
+        output_args=example(min(cuts[rank + 1], len(model.layers))),
     )
-    optimizer = build_optimizer(training.optimizer, list(stage.parameters()))
+    schedule = _schedule(rival, stage)
+    optimizer = build_optimizer(training.optimizer, list(layers.parameters()))
     losses: list[Tensor] = []
 
     def step(rows: Tensor) -> float:
@@ -206,9 +210,19 @@ def pipelining_step(
         targets = {"target": labels[rows], "losses": losses} if last else {}
         schedule.step(*inputs, **targets, return_outputs=False)
         optimizer.step()
-        return losses[0].item() if last else 0.0
+        return torch.stack(losses).mean().item() if last else 0.0
 
     return step
+
+
+def _schedule(rival: Rival, stage: PipelineStage) -> ScheduleGPipe | Schedule1F1B | ScheduleInterleavedZeroBubble:
+    match rival.way:
+        case "gpipe":
+            return ScheduleGPipe(stage, rival.micro_batches, loss_fn=cross_entropy)
+        case "1f1b":
+            return Schedule1F1B(stage, rival.micro_batches, loss_fn=cross_entropy)
+        case _:
+            return ScheduleInterleavedZeroBubble([stage], rival.micro_batches, loss_fn=cross_entropy)
 
 
 def _stage_layers(model: ChainModel, cuts: Sequence[int], rank: int) -> nn.Sequential:

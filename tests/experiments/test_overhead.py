@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 
 from hiertrain.control.answers import Iteration
+from hiertrain.control.jobs import PIPELINES
 from hiertrain.experiments.overhead import (
     AS_USERS_RUN_IT,
     OURS,
     Race,
     between_ends_ms,
+    median_interval,
     races,
     ratio_table,
     run_block,
@@ -27,10 +29,10 @@ from hiertrain.workload.datasets import load_dataset
 from tests.training.test_training import LENET, instant_problem
 
 
-def lenet_races(batch_size: int, cuts: tuple[int, ...], iterations: int = 4) -> list[Race]:
+def lenet_races(batch_size: int, cuts: tuple[int, ...], iterations: int = 6) -> list[Race]:
     dataset = load_dataset("digits")
-    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, batch_size, Execution.paper())
-    return races(problem, training_settings(LENET, dataset, batch_size, iterations=iterations), cuts)
+    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, batch_size, Execution.overlapped())
+    return races(problem, training_settings(LENET, dataset, batch_size, iterations=iterations), cuts, micro_batches=4)
 
 
 def test_the_three_plans() -> None:
@@ -52,10 +54,11 @@ def test_a_block_trains_the_same_by_every_program(testbed: Testbed) -> None:
     with pytest.raises(InputError, match="4 iterations to warm up: must be from 1 to below 4"):
         run_block(testbed, lenet_races(12, (3, 6))[0], 4)
     block = pd.concat(blocks)
-    assert list(block["program"]) == [OURS, "plain", OURS, "ddp", "ddp-scatter", OURS, "pipelining"]
+    rivals = ["plain", "ddp", "ddp-scatter", "gpipe, 1 micro-batch", *(f"{way}, 4 micro-batches" for way in PIPELINES)]
+    assert list(block["program"]) == [OURS, rivals[0], OURS, *rivals[1:3], OURS, *rivals[3:]]
     assert block["loss_difference"].max() < 1e-6
     assert (block[["iteration_ms", "median_ms"]] > 0).all(axis=None)
-    assert list(ratio_table(block.assign(block=0))["rival"]) == ["plain", "ddp", "ddp-scatter", "pipelining"]
+    assert list(ratio_table(block.assign(block=0))["rival"]) == rivals
     unpaced = unpaced_table(block)
     assert list(unpaced["comparison"]) == ["one worker", "data-parallel", "layer split"]
     assert (unpaced["times_predicted"] * unpaced["predicted_ms"]).tolist() == pytest.approx(
@@ -77,6 +80,13 @@ def test_what_is_between_iterations_counts() -> None:
     assert list(between_ends_ms(run, 2)) == pytest.approx([1000, 2000, 6000])
 
 
+@pytest.mark.parametrize(
+    ("values", "ranks"), [(1, (0, 0)), (5, (0, 4)), (6, (0, 5)), (9, (1, 7)), (12, (2, 9)), (20, (5, 14))]
+)
+def test_the_median_lies_between_two_of_the_values(values: int, ranks: tuple[int, int]) -> None:
+    assert median_interval(list(reversed(range(values)))) == ranks  # as tables of the sign test have them
+
+
 def test_ratios_are_of_neighbours() -> None:
     case = {"model": "m", "batch_size": 1, "comparison": "c"}
     times = {OURS: [10, 20, 90], "ddp": [10, 10, 90], "ddp-scatter": [20, 20, 90]}
@@ -87,8 +97,8 @@ def test_ratios_are_of_neighbours() -> None:
     )
     expected = pd.DataFrame(
         [
-            {**case, "rival": "ddp", "plan_ms": 20.0, "rival_ms": 10.0, "ratio": 1.0, "low": 1.0, "high": 1.5},
-            {**case, "rival": "ddp-scatter", "plan_ms": 20.0, "rival_ms": 20.0, "ratio": 1.0, "low": 0.75, "high": 1.0},
+            {**case, "rival": "ddp", "plan_ms": 20.0, "rival_ms": 10.0, "ratio": 1.0, "low": 1.0, "high": 2.0},
+            {**case, "rival": "ddp-scatter", "plan_ms": 20.0, "rival_ms": 20.0, "ratio": 1.0, "low": 0.5, "high": 1.0},
         ]
     ).assign(blocks=3)
     pd.testing.assert_frame_equal(ratio_table(blocks), expected)
