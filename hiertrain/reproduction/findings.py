@@ -343,8 +343,9 @@ def eight_bits(final: pd.DataFrame, record: Mapping[str, Any]) -> Finding:
     )
 
 
-def predicted_plans(plans: pd.DataFrame) -> Finding:
-    """Whether the times of 05-prediction are predicted."""
+def predicted_plans(execution: str, plans: pd.DataFrame) -> Finding:
+    """Whether the times of 05-prediction under an execution are predicted."""
+    plans = plans[plans["execution"] == execution]
     if plans.empty:
         return Finding("open", "no plan was executed in this run")
     models, rates = plans["model"].unique(), plans["uplink_mbps"].unique()
@@ -373,7 +374,7 @@ def overhead(comparison: str, rivals: Sequence[str], aim: float, benchmarks: pd.
     return Finding(
         verdict,
         f"at most {aim:g} times as long in {len(rows) - slow.sum()} of {len(rows)} cases, "
-        f"with upper quartiles in {len(rows) - unsure.sum()}",
+        f"with the upper ends of intervals in {len(rows) - unsure.sum()}",
         measured=float(worst["ratio"]),
         low=float(worst["low"]),
         high=float(worst["high"]),

@@ -145,6 +145,7 @@ def readme_tables(folder: Path) -> dict[str, str]:
             load_table(tables / "05-errors.csv"),
             {
                 "Model, rate": "{case}",
+                "execution": "{execution}",
                 "plans": "{plans}",
                 "median error": "{median_percent:.1f}%",
                 "worst error": "{worst_percent:.1f}%",
@@ -162,7 +163,7 @@ def readme_tables(folder: Path) -> dict[str, str]:
                 "Comparison": "{comparison}",
                 "Rival": "`{rival}`",
                 "Ratio": "{ratio:.2f}",
-                "quartiles": "{low:.2f} to {high:.2f}",
+                "95% interval": "{low:.2f} to {high:.2f}",
             },
         ),
     }
