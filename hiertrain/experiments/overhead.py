@@ -4,7 +4,7 @@ A block runs the plan and then each rival; blocks are repeated, so that whatever
 them, and a ratio is of two neighbours. Times are the machine's own: *measured*.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -150,7 +150,7 @@ def ratio_table(blocks: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+def median_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:
     """Two of the values between which the median of their distribution, whichever, lies with at least this confidence.
 
     As many values lie below it as heads fall among as many coins: the k-th least and greatest value miss it with
