@@ -72,7 +72,7 @@ class _Folder:
                 unpack_weights(self._model, payload)  # replaces the file of the snapshot before, which nobody needs
                 save_model(self._model, self._jobs.training, self._folder / WEIGHTS, answer.iteration, statistics=False)
 
-    def close(self, error: str | None) -> str:
+    def close(self, error: str | None, memory_bytes: int | None = None) -> str:
         """Write the report; return what there is to say about it."""
         overlapped = self._jobs.program.overlapped
         started_s = np.array([iteration.started_s for iteration in self._done])
@@ -83,6 +83,7 @@ class _Folder:
         report = Report(
             worker=self._name,
             memory_kept=memory.is_kept(),
+            memory_bytes=memory_bytes,
             error=error,
             iterations=tuple(self._done),
             clock=tuple(self._clock),
@@ -146,19 +147,19 @@ def train_by_hand(path: Path, folder: Path) -> int:
         signal.signal(number, signal.default_int_handler)
     pulse = Pulse(answers.put)
 
-    def work() -> None:
+    def work() -> int | None:
         with pulse:
-            train(name, job, answers.put, pulse)
+            return train(name, job, answers.put, pulse)
 
     try:
         # Not in this thread: waiting for other machines inside the C++ of PyTorch, it would answer no signal.
-        ThreadPoolExecutor(1).submit(work).result()
+        memory_bytes = ThreadPoolExecutor(1).submit(work).result()
     except (Exception, KeyboardInterrupt) as error:
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else in_one_line(error)
         where = pulse.where() or "before iteration 1"
         answers.fail(what if where in what else f"{where}: {what}")
         return 1
-    sys.stdout.write(f"{answers.close(None)}\n")
+    sys.stdout.write(f"{answers.close(None, memory_bytes)}\n")
     try:
         about_model = answers.finish_model()
     except InputError as error:

@@ -84,8 +84,7 @@ def _serve(name: str, job: Job, outbox: Outbox, pulse: Pulse) -> Profiled | Prob
         case ProbeJob():
             return probe_link(name, job, outbox.progress)
         case TrainJob():
-            train(name, job, outbox.put, pulse)
-            return Trained()
+            return Trained(memory_bytes=train(name, job, outbox.put, pulse))
         case RivalJob():
             from hiertrain.runtime.pytorch_baselines import run_rival  # noqa: PLC0415 - PyTorch's pipelining takes a second to import
 

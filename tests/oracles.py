@@ -18,6 +18,7 @@ from hiertrain.program.simulator import simulate
 
 Numbers = NDArray[np.int64]
 Seconds = NDArray[np.number]
+NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 
 
 def enumerated_optimum(problem: Problem, shape: str = "tree") -> tuple[float, int]:
@@ -164,14 +165,34 @@ class _Links:
 def needed_bytes(problem: Problem, plan: Plan, worker: str) -> int:
     """The activations of every layer and sample; weights and gradients, with the optimizer's copies at the owner.
 
-    Who is above a layer's owner has nothing of it.
+    Who is above a layer's owner has nothing of it. And the messages of both sides, but for weights as they are.
     """
-    total, depth = 0, plan.workers[worker].depth
+    total, depth = _messages_bytes(problem, plan, worker), plan.workers[worker].depth
     for number, layer in enumerate(problem.profile.layers[:depth], start=1):
         total += (layer.activation_bytes or 0) * plan.samples_at(worker, number)
         owner = _owner(plan, number) if problem.execution.owners else plan.root
         if owner in _ways_up(plan)[worker]:
             total += (2 + problem.optimizer_copies * (worker == owner)) * layer.parameter_bytes
+    return total
+
+
+def _messages_bytes(problem: Problem, plan: Plan, worker: str) -> int:
+    """Raw samples, three times where sent ahead; at each cut activations and gradients; gradients of layers."""
+    how, layers, total = problem.execution, problem.profile.layers, 0
+    raw_bytes = problem.profile.sample_bytes * NUMBER_BYTES[how.sample_encoding]
+    for name, part in plan.workers.items():
+        if plan.data_holder != name and worker in (name, plan.data_holder):
+            total += part.samples * raw_bytes * (3 if how.prefetch else 1)
+        if not plan.active(name) or part.parent is None or worker not in (name, part.parent):
+            continue
+        numbers = plan.carried[name] * layers[part.depth - 1].output_bytes // 4 if part.depth < len(layers) else 0
+        total += 2 * (numbers * NUMBER_BYTES[how.activation_encoding])
+        total += 16 * (numbers > 0 and how.activation_encoding == "uint8")
+        for number, layer in enumerate(layers[: part.depth], start=1):
+            owner = _owner(plan, number) if how.owners else plan.root
+            if owner in _ways_up(plan)[part.parent]:  # else the layer is updated below
+                directions = 1 if how.parameter_encoding == "float32" else 2
+                total += directions * (layer.parameter_bytes * NUMBER_BYTES[how.parameter_encoding] // 4)
     return total
 
 

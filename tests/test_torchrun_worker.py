@@ -90,7 +90,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-@pytest.mark.parametrize(("plan", "execution"), [("pair", "paper"), ("split", "owners=true")])
+@pytest.mark.parametrize(("plan", "execution"), [("pair", "paper"), ("split", "overlapped")])
 def test_workers_under_torchrun_equal_single_process_sgd(
     plan: str, execution: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +122,7 @@ def test_workers_under_torchrun_equal_single_process_sgd(
     reports = {name: files.load(Report, folder / name / f"{name}.json") for name in names}
     assert {report.error for report in reports.values()} == {None}
     assert all(report.memory_kept == (platform.libc_ver()[0] == "glibc") for report in reports.values())
+    assert all((report.memory_bytes is not None) == report.memory_kept for report in reports.values())
     reference = train_on_one_process(jobs.training, load_dataset("synthetic"))
     (path,) = folder.glob("*/model.safetensors")
     assert path.parent.name == "edge"

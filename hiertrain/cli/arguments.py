@@ -277,7 +277,8 @@ def _add_constraints(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="WORKER=SIZE",
-        help="the most that a worker may hold, such as device=200MB; give it once per worker",
+        help="the most that a worker's tensors may take, such as device=200MB, besides what its process takes anyway; "
+        "give it once per worker",
     )
 
 

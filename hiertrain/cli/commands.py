@@ -25,9 +25,10 @@ from hiertrain.cli.options import (
     search_problem,
     training_of,
 )
-from hiertrain.cli.summary import distance_line, limit_lines, link_line, plan_lines, times_line, verdict
+from hiertrain.cli.summary import distance_line, limit_lines, link_line, memory_line, plan_lines, times_line, verdict
 from hiertrain.control.memory import KEPT
 from hiertrain.control.torchrun import Jobs
+from hiertrain.cost.memory import memory_of
 from hiertrain.paths import RESULTS
 from hiertrain.planning.baselines import single_worker_plan
 from hiertrain.problem.chain import Chain
@@ -209,9 +210,13 @@ def run_train(options: argparse.Namespace) -> None:
         found = train_and_compare(testbed, problem, asked, training)
     kind, run = kind_of_times(settings), found.run
     print(times_line(kind, found.times, run.steady_s))
+    predicted_bytes = memory_of(run.program, profile.chain, training.optimizer.copies)
+    if run.memory_bytes:
+        print(memory_line(run.memory_bytes, predicted_bytes))
     results: dict[str, Any] = {
         "kind": kind,
         "predicted_iteration_s": found.times.predicted_s,
+        "predicted_memory_bytes": predicted_bytes,
         "alone": {name: worker._asdict() for name, worker in found.alone.items()},
         "timeline": observed_spans(run, kind),
         **_results(run, training, dataset, output),

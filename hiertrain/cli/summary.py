@@ -63,6 +63,12 @@ def distance_line(plan_s: float, limit: "Limit") -> str:
     return f"{limit_line(limit)}{distance}"
 
 
+def memory_line(seen_bytes: Mapping[str, int], predicted_bytes: Mapping[str, int]) -> str:
+    """What training took of each worker's memory at most, and what was predicted."""
+    parts = (f"{name} {seen_bytes[name] / 1e6:.1f} ({predicted_bytes[name] / 1e6:.1f})" for name in seen_bytes)
+    return f"memory in MB, measured (predicted): {', '.join(parts)}"
+
+
 def times_line(kind: Literal["measured", "emulated"], times: Times, iteration_s: Sequence[float]) -> str:
     """A run's time per iteration, with the quartiles over its iterations, and what was predicted."""
     low_s, high_s = np.quantile(iteration_s, [0.25, 0.75])

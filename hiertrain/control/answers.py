@@ -105,6 +105,7 @@ class Report(Value):
 
     worker: Name
     memory_kept: bool  # see ``control.memory``
+    memory_bytes: Bytes | None  # that the iterations took at most; None: they are not done, or nobody can tell
     error: str | None  # None: all iterations are done
     iterations: tuple[Iteration, ...]
     clock: tuple[ClockReading, ...]
@@ -115,6 +116,7 @@ class Trained(Value):
     """The answer to a TrainJob or a RivalJob: all iterations are done and have been reported by beats."""
 
     kind: Literal["trained"] = "trained"
+    memory_bytes: Bytes | None = None  # what the iterations of a TrainJob took at most; None: nobody can tell
 
 
 Answer = Annotated[

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import LayerCost, bends_of
 from hiertrain.problem.tree import Tree
-from hiertrain.program.actions import Op
+from hiertrain.program.actions import Op, copies_held
 from hiertrain.program.passes import template_of
 from hiertrain.program.template import After, Boundary, Message, Pass, Update
 
@@ -143,6 +143,12 @@ class Evaluator:
         self.bytes_at = {
             number: [np.array(own, dtype=float) if any(own) else None for own in (task.size.fixed, task.size.each)]
             for number, task in messages.items()
+        }
+        # What a worker has of each message that it sends or receives.
+        copies = {n: copies_held(m.role, m.encoding, self.template.overlapped) for n, m in messages.items()}
+        self.held = {
+            name: [(copies[number], number) for number, task in messages.items() if name in (task.source, task.target)]
+            for name in tree.workers
         }
         self.place = {name: position for position, name in enumerate(tree.workers)}
         self.prefix_bytes = np.array(chain.parameter_prefix_bytes, dtype=float)
@@ -333,6 +339,7 @@ class _Evaluation:
                     kept = kept - self.at.prefix_bytes[cuts[1]]
                 kept = self.at.problem.weight_copies(position <= self.tree.alone) * kept
                 kept = kept + self.at.activations.at(cuts[:-1], cuts[1:], samples).sum(axis=0)
+                kept = kept + sum(copies * self._size(number) for copies, number in self.at.held[name])
                 fits &= kept <= limit
         return fits
 

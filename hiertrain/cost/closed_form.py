@@ -11,7 +11,6 @@ from typing import NamedTuple
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.plan import Plan, check_plan
 from hiertrain.problem.problem import Problem
-from hiertrain.problem.tree import tree_of
 from hiertrain.values import InputError
 
 
@@ -113,24 +112,6 @@ def iteration_s(problem: Problem, plan: Plan) -> float:
     summed = gradients_end_s(problem, plan, forward, backward)
     updated_s = summed[plan.root] + problem.profile.worker(plan.root).update_s
     return weights_end_s(problem, plan, gradients, updated_s)
-
-
-def memory_bytes(problem: Problem, plan: Plan, worker: str) -> int:
-    """Memory that ``worker`` needs at least: weights, gradients and the activations kept for the backward pass.
-
-    And what the optimizer keeps, at the root, or where layers have owners at these. A layer without
-    ``activation_bytes`` counts as keeping none.
-    """
-    chain, part, tree = problem.profile.chain, plan.workers[worker], tree_of(plan, problem.execution)
-    if not plan.active(worker):
-        return 0
-    position, prefix_bytes = tree.workers.index(worker), chain.parameter_prefix_bytes
-    # Who computes alone has its own layers only.
-    others = plan.workers[tree.workers[position + 1]].depth if position < tree.alone else 0
-    total = problem.weight_copies(position <= tree.alone) * (prefix_bytes[part.depth] - prefix_bytes[others])
-    for number, layer in enumerate(chain.layers[: part.depth], start=1):
-        total += (layer.activation_bytes or 0) * plan.samples_at(worker, number)
-    return total
 
 
 def _cut_children(problem: Problem, plan: Plan, worker: str) -> list[str]:

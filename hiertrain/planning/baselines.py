@@ -10,8 +10,8 @@ from itertools import combinations, pairwise, permutations
 import numpy as np
 
 from hiertrain.cost.bounds import Boxes, Evaluator, Floats
-from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.cost.integers import TIE
+from hiertrain.cost.memory import memory_bytes
 from hiertrain.planning.heuristic import Candidate
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.plan import Assignment, Plan

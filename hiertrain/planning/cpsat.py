@@ -17,6 +17,8 @@ from hiertrain.planning.heuristic import Candidate
 from hiertrain.planning.trees import ranges
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
+from hiertrain.program.actions import copies_held
+from hiertrain.program.passes import template_of
 from hiertrain.program.template import After, Boundary, Message, Pass, Update
 
 # Deterministic seconds of the first attempt at a tree; each further one has twice as many, another seed, and boxes
@@ -146,7 +148,9 @@ def _add_bends(model: cp_model.CpModel, variables: _Variables) -> None:
 
 
 def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, variables: _Variables) -> None:
-    """``cost.closed_form.memory_bytes`` within the limits; sizes beyond a limit are cut off just above it."""
+    """``cost.memory.memory_bytes`` within the limits; sizes beyond a limit are cut off just above it."""
+    template = template_of(tree, problem.profile.chain, problem.data_holder, problem.execution)
+    messages = [task for task in template.tasks if isinstance(task, Message)]
     for worker, name in enumerate(tree.workers):
         limit = problem.memory_limit_bytes.get(name)
         if limit is None:
@@ -158,7 +162,27 @@ def _add_memory_limits(model: cp_model.CpModel, problem: Problem, tree: Tree, va
         kept = _weighted(variables.reaches[worker], parameters)
         if worker < tree.alone:  # the layers beyond its one child's
             kept -= _weighted(variables.reaches[worker + 1], parameters)
+        for message in messages:
+            if name in (message.source, message.target):
+                copies = copies_held(message.role, message.encoding, template.overlapped)
+                parts = message.size.fixed, message.size.each
+                fixed, each = (np.minimum(copies * np.array(part), limit + 1) for part in parts)
+                kept += _size(tree, variables, message, fixed, each)
         model.add(_weighted(variables.samples[worker], activations) + kept <= limit)
+
+
+def _size(tree: Tree, variables: _Variables, message: Message, fixed: Integers, each: Integers) -> Expression:
+    """The size of a message that has, at each boundary, so much at all and so much for each sample."""
+    place = {name: position for position, name in enumerate(tree.workers)}
+    if message.boundary is None:
+        own = place[message.target]
+        return int(fixed[0]) * variables.computes[own][0] + int(each[0]) * variables.samples[own][0]
+    position = place[message.boundary]
+    size = _weighted(variables.reaches[position], np.diff(fixed[1:], prepend=0))
+    # The number of samples of a subtree falls only after the layer at which it is cut.
+    members = tree.subtrees[position]
+    held = [samples for member in members for samples in variables.samples[member]]
+    return size + _weighted(held, np.tile(np.diff(each[1:], prepend=0), len(members))) if each.any() else size
 
 
 @dataclass(frozen=True)
@@ -337,15 +361,7 @@ class _Timing:
         """The size of a message."""
         message, sent = self.template.tasks[number], self.costs.sent[number]
         assert isinstance(message, Message)
-        fixed = self._at(message, sent.fixed)
-        if not sent.each.any():
-            return fixed
-        if message.boundary is None:
-            return fixed + int(sent.each[0]) * self.variables.samples[self.place[message.target]][0]
-        # The number of samples of a subtree falls only after the layer at which it is cut.
-        members = self.tree.subtrees[self.place[message.boundary]]
-        held = [samples for member in members for samples in self.variables.samples[member]]
-        return fixed + _weighted(held, np.tile(np.diff(sent.each[1:], prepend=0), len(members)))
+        return _size(self.tree, self.variables, message, sent.fixed, sent.each)
 
     def _at(self, message: Message, by_boundary: Integers) -> Expression:
         """The entry for the message's boundary, if it carries anything."""

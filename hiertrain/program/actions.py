@@ -36,6 +36,16 @@ class Role(StrEnum):
     WEIGHTS = "weights"
 
 
+def copies_held(role: Role, encoding: str, overlapped: bool) -> int:
+    """How many tensors of a message's size each of its two sides has, the whole iteration long.
+
+    Weights travel from the sender's own straight into the receiver's.
+    """
+    if role == Role.WEIGHTS and encoding == "float32":
+        return 0
+    return MOST_AHEAD + 1 if role == Role.SAMPLES and overlapped else 1
+
+
 CUT = (Role.ACTIVATIONS, Role.ACTIVATION_GRADIENTS)  # where the model is cut; for the rows of some samples
 PARAMETERS = (Role.GRADIENTS, Role.WEIGHTS)  # for layers from 1 on, whatever the samples
 
@@ -84,6 +94,12 @@ class WorkerProgram(Value):
     data_holder: Name  # the worker that has the raw samples
     overlapped: bool  # whether iterations follow each other without a barrier between them
     actions: tuple[Action, ...]  # in the order in which they are performed
+
+    @property
+    def layers(self) -> range:
+        """The layers, from 1, whose parameters this worker has."""
+        own = [action for action in self.actions if action.first]
+        return range(min((action.first for action in own), default=1), max((a.last for a in own), default=0) + 1)
 
     @property
     def updated(self) -> range:

@@ -181,6 +181,18 @@ def plan_table(plan: Plan) -> pd.DataFrame:
     )
 
 
+def memory_table(measured_bytes: Mapping[str, int], predicted_bytes: Mapping[str, int]) -> pd.DataFrame:
+    """One row per worker: what training took of its memory, where that is known, and what was predicted."""
+    return pd.DataFrame(
+        {
+            "worker": name,
+            "memory_mb_predicted": size / 1e6,
+            "memory_mb_measured": measured_bytes.get(name, np.nan) / 1e6,
+        }
+        for name, size in predicted_bytes.items()
+    )
+
+
 def times_table(iteration_s: Mapping[str, Sequence[float]], kind: str) -> pd.DataFrame:
     """One row per policy: the median time per iteration, and the quartiles where there is more than one value."""
     rows = []

@@ -113,9 +113,9 @@ class Runner:
         self._model = model.to(device).train()
         self._transport = transport
         self._device = device
-        depth = max((action.last for action in self._program), default=0)
-        self._parameters = parameters_of(model, range(1, depth + 1))
-        self._weights = flatten_weights(model, depth)
+        self._parameters = parameters_of(model, program.layers)
+        self._weights = flatten_weights(model, program.layers)
+        self._before_bytes = model.chain.parameter_prefix_bytes[program.layers.start - 1]  # of the layers before
         sends_gradients = any((a.op, a.role) == (Op.SEND, Role.GRADIENTS) for a in self._program)
         self._gradients = torch.empty_like(self._weights) if sends_gradients else torch.empty(0)
         # In overlapped programs the receives of raw samples are posted as early as these may be sent.
@@ -256,8 +256,9 @@ class Runner:
 
     def _part(self, flat: Tensor, action: Action) -> Tensor:
         """The part of a flat tensor that belongs to an action's layers."""
-        prefix = self._model.chain.parameter_prefix_bytes
-        return flat[prefix[action.first - 1] // flat.element_size() : prefix[action.last] // flat.element_size()]
+        prefix, before = self._model.chain.parameter_prefix_bytes, self._before_bytes
+        first, last = prefix[action.first - 1] - before, prefix[action.last] - before
+        return flat[first // flat.element_size() : last // flat.element_size()]
 
     def _in_place(self, action: Action) -> bool:
         """Whether what is received is the weights themselves, bit by bit."""

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from hiertrain.control import memory
 from hiertrain.control.answers import Snapshot
 from hiertrain.control.jobs import TrainJob
 from hiertrain.runtime.heartbeat import Pulse
@@ -14,20 +15,27 @@ from hiertrain.workload.architectures import build_model
 from hiertrain.workload.chain_model import ChainModel
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.sample_order import batch_indices
-from hiertrain.workload.weights import pack_weights, parameters_of
+from hiertrain.workload.weights import give_up_weights, pack_weights, parameters_of, weights_bytes
 
 GATHERED = len(TAGS)  # a tag that no action's message has
 PART = 2**16  # numbers that travel at once, since each message has to arrive in time
 
 
-def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], pulse: Pulse) -> None:
-    """Train by the job's program. Each worker reports its iterations, and the weights that it updates."""
+def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], pulse: Pulse) -> int | None:
+    """Train by the job's program. Each worker reports its iterations, and the weights that it updates.
+
+    The result is the memory in bytes that the iterations took at most: the process's resident set above what it was
+    before them, without the worker's own weights; what is free is given back first. None where nobody can tell.
+    """
     torch.set_num_threads(job.threads)
     training, program = job.training, job.program
     device = torch.device(job.accelerator)
     model = build_model(**dict(training.model)).to(device)
     synchronize(device)  # before the group meets: a first use of an accelerator may take longer than a message may
     dataset = load_dataset(training.dataset, training.data_folder) if name == program.data_holder else None
+    if name != next(iter(job.owners), None):  # who gathers the weights of others has all layers
+        give_up_weights(model, program.layers)
+    before, taken = memory.resident_bytes(), None
     torch.manual_seed(training.seed + job.group.members.index(name))  # of Dropout: another stream on each worker
     with Transport(name, job.group, job.links) as transport:
         runner = Runner(program, model, transport, training.optimizer, job.pace, device)
@@ -42,6 +50,7 @@ def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], puls
                 pulse.add(report)
             if done == training.iterations:
                 pulse.add(transport.read_clock())
+                taken = None if before is None else memory.peak_bytes() - before + weights_bytes(model)
             if not training.snapshot_due(done):
                 continue
             if job.owners:
@@ -50,6 +59,7 @@ def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], puls
                     put(Snapshot(iteration=done), pack_weights(model))
             elif program.updated:
                 put(Snapshot(iteration=done, first=program.updated.start), pack_weights(model, program.updated))
+    return taken
 
 
 def gather_weights(name: str, owners: Mapping[str, tuple[int, int]], model: ChainModel, transport: Transport) -> None:

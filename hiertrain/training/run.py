@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -117,6 +118,7 @@ class TrainingRun:
     done: Mapping[str, Sequence[Iteration]]
     clocks: Mapping[str, Sequence[ClockReading]]
     snapshots: Mapping[int, bytes]  # packed weights, by the number of iterations done
+    memory_bytes: Mapping[str, int] = MappingProxyType({})  # that they took at most, of workers who can tell
 
     @cached_property
     def iterations(self) -> int:
@@ -228,6 +230,7 @@ class TrainingRun:
             "iterations": self.iterations,
             "iteration_s": self.iteration_s,
             "losses": self.losses,
+            "memory_bytes": dict(self.memory_bytes),
             "clock_error_s": self.clock_error_s,
         }
 

@@ -5,10 +5,11 @@ as measured, although computing is paced.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from tqdm.auto import tqdm
 
-from hiertrain.control.answers import Beat, ClockReading, Iteration, Progress, Snapshot
+from hiertrain.control.answers import Answer, Beat, ClockReading, Iteration, Progress, Snapshot, Trained
 from hiertrain.control.jobs import RivalJob, TrainJob
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
@@ -71,16 +72,18 @@ def watch(
                 clocks[name] += event.clock
                 bar.update(min(map(len, done.values())) - bar.n)  # which does not draw for every beat
 
-    def so_far() -> TrainingRun:
-        return TrainingRun(program, done, clocks, snapshots)
+    def so_far(answers: Mapping[str, Answer] = MappingProxyType({})) -> TrainingRun:
+        trained = {name: answer for name, answer in answers.items() if isinstance(answer, Trained)}
+        memory_bytes = {name: size for name, own in trained.items() if (size := own.memory_bytes) is not None}
+        return TrainingRun(program, done, clocks, snapshots, memory_bytes)
 
     with tqdm(desc=f"training {training.model.name}", total=training.iterations, unit="iteration", leave=False) as bar:
         try:
-            testbed.run(jobs, on_event=keep)
+            answers = testbed.run(jobs, on_event=keep)
         except WorkerError as error:
             error.completed = so_far().summary()
             raise
-    return so_far()
+    return so_far(answers)
 
 
 def train_jobs(testbed: Testbed, problem: Problem, program: Program, training: Training) -> dict[str, TrainJob]:

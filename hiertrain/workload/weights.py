@@ -9,13 +9,12 @@ from torch.nn import Parameter
 from hiertrain.workload.chain_model import ChainModel
 
 
-def flatten_weights(model: ChainModel, depth: int) -> Tensor:
-    """Move the parameters of layers 1..depth into one flat tensor, of which they become views, and return it.
+def flatten_weights(model: ChainModel, layers: range) -> Tensor:
+    """Move the parameters of some layers, from 1, into one flat tensor, of which they become views, and return it.
 
-    Float32, shape (parameters,), in chain order: the first ``parameter_prefix_bytes[m] / 4`` elements are those of
-    layers 1..m.
+    Float32, shape (parameters,), in chain order.
     """
-    parameters = list(model.layers[:depth].parameters())
+    parameters = parameters_of(model, layers)
     if not parameters:
         return torch.empty(0)
     weights = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
@@ -38,6 +37,18 @@ def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 def parameters_of(model: ChainModel, layers: range) -> list[Parameter]:
     """The parameters of some layers, from 1."""
     return list(model.layers[layers.start - 1 : layers.stop - 1].parameters())
+
+
+def give_up_weights(model: ChainModel, kept: range) -> None:
+    """Free the parameters of all layers but these, from 1: a worker has its own only."""
+    for number, layer in enumerate(model.layers, start=1):
+        for parameter in layer.parameters() if number not in kept else ():
+            parameter.data = torch.empty(0)
+
+
+def weights_bytes(model: ChainModel) -> int:
+    """The size of the parameters that there are."""
+    return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def pack_weights(model: ChainModel, layers: range | None = None) -> bytes:

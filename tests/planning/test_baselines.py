@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.cost.integers import TIE
+from hiertrain.cost.memory import memory_bytes
 from hiertrain.planning.baselines import best_chain, best_layer_parallel, single_worker_plan, single_worker_plans
 from hiertrain.problem.chain import Layer
 from hiertrain.problem.execution import Execution

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertrain import files
-from hiertrain.cost.closed_form import memory_bytes
+from hiertrain.cost.memory import memory_bytes
 from hiertrain.experiments.grid import recorded_profile
 from hiertrain.experiments.planners import try_every_plan
 from hiertrain.planning import narrowing

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hiertrain.cost.closed_form import memory_bytes
+from hiertrain.cost.memory import memory_bytes
 from hiertrain.problem.chain import Chain, Layer
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
@@ -148,17 +148,21 @@ def test_a_pair_without_a_link_is_known() -> None:
 def test_memory_and_samples_per_layer() -> None:
     problem = Problem(PROFILE, Network(links=LINKS), 12, "device")
     assert [CHAIN.samples_at("edge", layer) for layer in range(1, 6)] == [4, 4, 9, 0, 0]
-    assert memory_bytes(problem, CHAIN, "edge") == 2 * 300 + 10 * (4 + 4 + 9)
-    assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12)
+    # Raw samples; activations and gradients at cuts; gradients of layers, which weights need no more room than.
+    edge, cloud = 4 * 4 + 2 * 8 * (5 + 9) + 200 + 300, 4 * 3 + 2 * 8 * 9 + 300
+    assert memory_bytes(problem, CHAIN, "edge") == 2 * 300 + 10 * (4 + 4 + 9) + edge
+    assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12) + cloud
+    ahead = Problem(PROFILE, Network(links=LINKS), 12, "device", Execution(prefetch=True))
+    assert memory_bytes(ahead, CHAIN, "cloud") - memory_bytes(problem, CHAIN, "cloud") == 2 * 4 * 3
 
 
 def test_memory_where_layers_have_owners() -> None:
     problem = Problem(PROFILE, Network(links=LINKS), 12, "device", Execution(owners=True))
-    assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12)
+    assert memory_bytes(problem, CHAIN, "cloud") == 4 * 500 + 10 * (3 + 3 + 3 + 12 + 12) + 4 * 3 + 2 * 8 * 9 + 300
     stages = plan(12, device=("edge", 2, 5), edge=("cloud", 3, 7), cloud=(None, 5, 0))
-    assert memory_bytes(problem, stages, "cloud") == 4 * 200 + 10 * (12 + 12)
-    assert memory_bytes(problem, stages, "edge") == 4 * 300 + 10 * (7 + 7 + 12)
-    assert memory_bytes(problem, stages, "device") == 2 * 200 + 10 * (5 + 5)
+    assert memory_bytes(problem, stages, "cloud") == 4 * 200 + 10 * (12 + 12) + 2 * 8 * 12
+    assert memory_bytes(problem, stages, "edge") == 4 * 300 + 10 * (7 + 7 + 12) + 4 * 7 + 2 * 8 * (5 + 12) + 200
+    assert memory_bytes(problem, stages, "device") == 2 * 200 + 10 * (5 + 5) + 4 * 7 + 2 * 8 * 5 + 200
 
 
 @given(st.data())

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link
 from hiertrain.testbeds import find_testbed, netns, open_testbed
 from hiertrain.testbeds.netns import (
@@ -25,8 +26,10 @@ from hiertrain.testbeds.netns import (
 from hiertrain.testbeds.nominal import nominal_network
 from hiertrain.testbeds.settings import LocalSettings, NetnsSettings, WorkerSettings
 from hiertrain.values import InputError
+from hiertrain.workload.spec import OptimizerSettings
 from tests.processes import started
 from tests.profiling.test_profiling import is_near, measured_links
+from tests.training.test_training import LENET, PLANS, TOLERANCE, largest_difference
 
 WORKERS = ("device", "edge", "cloud")
 # Receives messages of so many bytes on any port of its address; prints the port, then when each was complete.
@@ -160,12 +163,13 @@ def test_what_is_not_listed_is_as_fast_as_the_machine() -> None:
 
 
 @pytest.mark.netns
-def test_a_testbed_of_namespaces_has_the_links_of_its_settings() -> None:
+def test_a_testbed_of_namespaces_trains_exactly_over_the_links_of_its_settings() -> None:
     settings = find_testbed("netns")
     assert isinstance(settings, NetnsSettings)
     changed = {(link.source, link.target): link.bandwidth_mbps for link in settings.links} | {("edge", "device"): 100}
     links = tuple(link(source, target, mbps) for (source, target), mbps in changed.items())
-    settings = settings.model_copy(update={"links": links})
+    workers = dict.fromkeys(settings.workers, WorkerSettings())  # unpaced
+    settings = settings.model_copy(update={"links": links, "workers": workers})
     nominal = nominal_network(settings)
     assert len(nominal.links) == 6
     assert [link.bandwidth_mbps for link in links[:2]] == [20, 100]
@@ -176,7 +180,11 @@ def test_a_testbed_of_namespaces_has_the_links_of_its_settings() -> None:
         return is_near(measured, nominal.links, rel) and measured.burst_bytes <= 2 * burst_bytes + 5000
 
     before = traces()
+    optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
     with open_testbed(settings) as testbed:
+        for plan in (PLANS["star"], PLANS["chain"]):
+            overlapped = Execution.overlapped()
+            assert largest_difference(testbed, plan, LENET, "digits", optimizer, overlapped) < TOLERANCE
         measured = measured_links(testbed, as_meant, repetitions=3, target_s=0.05)
     assert traces() == before
     assert len(measured) == 6

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -244,13 +245,10 @@ def executable(path: Path, script: str) -> str:
 
 @pytest.mark.netns
 def test_training_over_ssh_equals_single_process_sgd(machines: Machines) -> None:
+    optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9)
     with open_testbed(machines.settings()) as testbed:
-        assert (
-            largest_difference(
-                testbed, PLANS["star"], LENET, "synthetic", OptimizerSettings(learning_rate=0.05, momentum=0.9)
-            )
-            < TOLERANCE
-        )
+        for execution in (Execution.paper(), Execution.overlapped()):
+            assert largest_difference(testbed, PLANS["star"], LENET, "synthetic", optimizer, execution) < TOLERANCE
         assert all(machines.python_processes(name) for name in WORKERS)
     for name in WORKERS:
         assert not psutil.wait_procs(machines.python_processes(name), timeout=30)[1]
@@ -391,18 +389,21 @@ def test_rsync_that_does_not_work_is_named(machines: Machines, tmp_path: Path, m
 @pytest.mark.netns
 def test_a_killed_remote_worker_ends_the_training_with_its_name(machines: Machines) -> None:
     dataset = load_dataset("synthetic")
-    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.paper())
+    problem = instant_problem(build_model("lenet5", dataset.sample_shape).chain, 12, Execution.overlapped())
     training = training_settings(LENET, dataset, 12, iterations=10**6)
     program = compile_plan(TWO, problem.profile.chain, problem.execution)
+    killed_s: list[float] = []
     with open_testbed(machines.settings_of("device", "edge")) as testbed:
 
         def kill_edge(_: str, event: object, __: bytes) -> None:
             if isinstance(event, Beat) and event.iterations:
                 for process in machines.python_processes("edge"):
                     process.kill()
+                    killed_s.append(time.monotonic())
 
         with pytest.raises(WorkerError, match="worker edge is gone"):
             testbed.run(train_jobs(testbed, problem, program, training), on_event=kill_edge)
+    assert time.monotonic() - killed_s[0] < 10
     for name in WORKERS:
         assert not psutil.wait_procs(machines.python_processes(name), timeout=30)[1]
 

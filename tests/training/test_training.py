@@ -1,8 +1,10 @@
 """Training by a plan on real worker processes equals plain SGD in one process."""
 
+import platform
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from hiertrain.control.answers import Answer, Beat, Progress, Snapshot
 from hiertrain.control.jobs import Job
+from hiertrain.cost.memory import memory_of, process_bytes
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Link, Network
@@ -38,6 +41,7 @@ from hiertrain.workload.optimizers import build_optimizer
 from hiertrain.workload.sample_order import batch_indices
 from hiertrain.workload.spec import ModelSettings, OptimizerSettings
 from hiertrain.workload.weights import pack_weights
+from tests.oracles import needed_bytes
 from tests.processes import started
 from tests.strategies import plans
 
@@ -47,7 +51,8 @@ LENET = ModelSettings(name="lenet5")
 # of them stay far below 1e-6 for weights of order 1e-1. A wrong divisor or a missed row shows up as 1e-2.
 TOLERANCE = 1e-6
 JALAD = Execution(activation_encoding="uint8")
-PREFETCH = Execution(prefetch=True)
+PREFETCH, OVERLAPPED = Execution(prefetch=True), Execution.overlapped()
+LOSSLESS = (Execution.paper(), PREFETCH, Execution(buckets=True), Execution(owners=True), OVERLAPPED)
 
 
 @pytest.fixture
@@ -116,7 +121,7 @@ PLANS = {
 TWO = tree(12, device=("edge", 3, 4), edge=(None, 13, 8))
 
 
-@pytest.mark.parametrize("execution", [Execution.paper(), PREFETCH], ids=["paper", "prefetch"])
+@pytest.mark.parametrize("execution", [Execution.paper(), OVERLAPPED], ids=["paper", "overlapped"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 def test_lenet_equals_single_process_sgd(testbed: Testbed, plan: Plan, execution: Execution) -> None:
     optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
@@ -130,11 +135,10 @@ OWNED = {
 }
 
 
-@pytest.mark.parametrize("prefetch", [False, True], ids=["", "prefetch"])
+@pytest.mark.parametrize("execution", [Execution(owners=True), OVERLAPPED], ids=["owners", "overlapped"])
 @pytest.mark.parametrize("plan", OWNED.values(), ids=OWNED.keys())
-def test_owners_of_layers_equal_single_process_sgd(testbed: Testbed, plan: Plan, prefetch: bool) -> None:
+def test_owners_of_layers_equal_single_process_sgd(testbed: Testbed, plan: Plan, execution: Execution) -> None:
     optimizer = OptimizerSettings(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
-    execution = Execution(prefetch=prefetch, owners=True)
     assert largest_difference(testbed, plan, LENET, "digits", optimizer, execution, iterations=6) < TOLERANCE
 
 
@@ -261,11 +265,11 @@ def test_8_bits_change_nothing_where_no_activations_travel(testbed: Testbed, nam
     )
 
 
-@pytest.mark.parametrize("prefetch", [False, True])
-def test_adam_and_float32_samples(testbed: Testbed, prefetch: bool) -> None:
+@pytest.mark.parametrize("execution", [Execution.paper(), OVERLAPPED], ids=["paper", "overlapped"])
+def test_adam_and_float32_samples(testbed: Testbed, execution: Execution) -> None:
     # Adam divides by the root of the squared gradients, which magnifies rounding where gradients are tiny.
     optimizer = OptimizerSettings(name="adam", learning_rate=1e-3)
-    execution = Execution(sample_encoding="float32", prefetch=prefetch)
+    execution = execution.model_copy(update={"sample_encoding": "float32"})
     assert largest_difference(testbed, PLANS["chain"], LENET, "digits", optimizer, execution) < 1e-5
 
 
@@ -274,10 +278,9 @@ def test_adam_and_float32_samples(testbed: Testbed, prefetch: bool) -> None:
 def test_random_plans_equal_single_process_sgd(testbed: Testbed, data: st.DataObject) -> None:
     batch_size = data.draw(st.integers(1, 9))
     plan = data.draw(plans(names=WORKERS, depth=13, batch_size=batch_size))
-    optimizer, execution = (
-        OptimizerSettings(learning_rate=0.05, momentum=0.9),
-        Execution(prefetch=data.draw(st.booleans())),
-    )
+    execution = data.draw(st.sampled_from(LOSSLESS))
+    momentum, decay = data.draw(st.sampled_from([0.0, 0.9])), data.draw(st.sampled_from([0.0, 5e-4]))
+    optimizer = OptimizerSettings(learning_rate=0.05, momentum=momentum, weight_decay=decay)
     assert largest_difference(testbed, plan, LENET, "digits", optimizer, execution) < TOLERANCE
 
 
@@ -294,7 +297,24 @@ def test_larger_models_equal_single_process_sgd(
 ) -> None:
     plan = tree(6, device=("edge", depths[0], 2), edge=("cloud", depths[1], 2), cloud=(None, depths[2], 2))
     optimizer = OptimizerSettings(learning_rate=0.01, momentum=0.9)
-    assert largest_difference(testbed, plan, model, "synthetic", optimizer, iterations=2) < TOLERANCE
+    assert largest_difference(testbed, plan, model, "synthetic", optimizer, OVERLAPPED, iterations=2) < TOLERANCE
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only Linux with glibc tells")
+def test_memory_is_within_what_is_predicted(testbed: Testbed) -> None:
+    """Of layers whose sizes dwarf what a process has besides; half of the model is the weights of one of them."""
+    model, dataset = ModelSettings(name="alexnet-cifar"), load_dataset("synthetic")
+    training = training_settings(model, dataset, 6, iterations=3, optimizer=OptimizerSettings(learning_rate=0.01))
+    chain = chain_of(training.model)
+    plan = tree(6, device=("cloud", 4, 2), edge=("cloud", 20, 2), cloud=(None, 20, 2))
+    problem = replace(instant_problem(chain, 6, OVERLAPPED), optimizer_copies=training.optimizer.copies)
+    run = train(testbed, problem, plan, training)
+    for name, seen_bytes in run.memory_bytes.items():
+        predicted_bytes = needed_bytes(problem, plan, name)
+        assert memory_of(run.program, chain, training.optimizer.copies)[name] == predicted_bytes
+        assert 0.9 * predicted_bytes <= seen_bytes <= predicted_bytes + process_bytes(chain, plan.workers[name].depth)
+    assert run.memory_bytes.keys() == set(WORKERS)
+    assert run.memory_bytes["device"] < 0.25 * run.memory_bytes["edge"]  # which has all of the weights
 
 
 def test_a_worker_whose_layers_have_no_parameters(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +486,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("execution", [Execution.paper(), PREFETCH], ids=["paper", "prefetch"])
+@pytest.mark.parametrize("execution", [Execution.paper(), OVERLAPPED], ids=["paper", "overlapped"])
 @pytest.mark.parametrize(
     ("what", "message"),
     [

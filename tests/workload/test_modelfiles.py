@@ -76,7 +76,7 @@ def test_tied_weights_are_there_under_both_names_and_other_buffers_are_not(tmp_p
 
     module = Tied()
     model = chain_from_module(module, "tied", (1, 2, 2), 4)
-    flatten_weights(model, model.chain.depth - 1)  # as every worker does: then all share one storage
+    flatten_weights(model, range(1, model.chain.depth))  # as every worker does: then all share one storage
     with torch.no_grad():
         next(iter(model.parameters())).add_(1)
     tensors = load_file(save_model(model, training_of(LENET), tmp_path / WEIGHTS))
