@@ -8,9 +8,8 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -118,7 +117,7 @@ class TrainingRun:
     done: Mapping[str, Sequence[Iteration]]
     clocks: Mapping[str, Sequence[ClockReading]]
     snapshots: Mapping[int, bytes]  # packed weights, by the number of iterations done
-    memory_bytes: Mapping[str, int] = MappingProxyType({})  # that they took at most, of workers who can tell
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)  # that they took at most, of workers who can tell
 
     @cached_property
     def iterations(self) -> int:
