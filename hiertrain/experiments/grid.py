@@ -11,7 +11,7 @@ from typing import Literal
 from tqdm.auto import tqdm
 
 from hiertrain import files
-from hiertrain.cost.closed_form import memory_bytes
+from hiertrain.cost.memory import memory_bytes
 from hiertrain.paths import DATA
 from hiertrain.planning.baselines import single_worker_plan
 from hiertrain.planning.policies import POLICIES, Policy, find_policies

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 from hiertrain import testbeds
-from hiertrain.cost.closed_form import memory_bytes
+from hiertrain.cost.memory import memory_bytes
 from hiertrain.experiments import grid, work
 from hiertrain.experiments.grid import Case, check_emulated, find_cases, problem_at, setting_of, settings_at, varied
 from hiertrain.experiments.speedups import overlap_table, policy_table, policy_timelines, speedup_table

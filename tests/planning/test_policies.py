@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiertrain.cost.closed_form import memory_bytes
 from hiertrain.cost.integers import TIE
+from hiertrain.cost.memory import memory_bytes
 from hiertrain.experiments.grid import recorded_profile
 from hiertrain.figures import POLICY_STYLES
 from hiertrain.planning import policies
