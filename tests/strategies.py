@@ -9,7 +9,6 @@ import numpy as np
 from hypothesis import strategies as st
 
 from hiertrain.cost.bounds import Boxes
-from hiertrain.cost.memory import memory_bytes
 from hiertrain.planning.heuristic import Candidate
 from hiertrain.planning.trees import depth_grid, sample_ranges
 from hiertrain.problem.chain import Layer
@@ -19,6 +18,7 @@ from hiertrain.problem.plan import Assignment, Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.profile import Bend, LayerCost, LayerTimes, Profile, WorkerProfile
 from hiertrain.problem.tree import Tree
+from tests.oracles import needed_bytes
 
 # Every combination of the options: whoever adds one is tested with all others.
 OPTIONS = {name: get_args(field.annotation) or (False, True) for name, field in Execution.model_fields.items()}
@@ -204,7 +204,7 @@ def constrained_problems(draw: st.DrawFn, *, workers: int = 3, max_layers: int =
     plan = draw(plans(names=names, depth=layers, batch_size=problem.batch_size, data_holder=problem.data_holder))
     limited = draw(st.sets(st.sampled_from(names)))
     slack = draw(st.sampled_from([0.3, 0.9, 1.0, 1.0, 1.5]))
-    limits = {name: max(1, int(slack * memory_bytes(problem, plan, name))) for name in sorted(limited)}
+    limits = {name: max(1, int(slack * needed_bytes(problem, plan, name))) for name in sorted(limited)}
     return replace(
         problem,
         samples_stay=samples_stay,
