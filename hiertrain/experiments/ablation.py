@@ -50,6 +50,12 @@ def _steps(problem: Problem) -> dict[str, Policy]:
     return {policy.name: policy for policy in found}
 
 
+def first_and_last(case: Case) -> Case:
+    """The case with the first step, the paper's, and the last one only."""
+    first, *_, last = STEPS
+    return Case(case.setting, {step: case.policies[step] for step in (first, last)})
+
+
 def ablation_table(cases: Sequence[Case], policies: pd.DataFrame) -> pd.DataFrame:
     """One row per case and step: its plan and times as ``policy_table`` has them, and three ratios of times.
 

@@ -1,43 +1,83 @@
-"""What splitting layers, samples or both buys: plans of each kind against the best ones that split less.
-
-The same tables serve predictions and what notebook 06 has executed.
-"""
+"""When splitting layers, samples or both pays, and how the best plan changes with the network: all of it predicted."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 
 import pandas as pd
+from tqdm.auto import tqdm
 
-from hiertrain.experiments.grid import Case, Setting
-from hiertrain.experiments.speedups import describe, speedup_table
-from hiertrain.paths import RESULTS
-from hiertrain.planning.policies import SINGLE
+from hiertrain.experiments.grid import Case, Emulated, Setting, problem_at
+from hiertrain.experiments.speedups import describe
+from hiertrain.planning.policies import SINGLE, find_policies
 from hiertrain.program.simulator import iteration_s
-from hiertrain.results.records import run_folder
-from hiertrain.results.tables import load_table
-from hiertrain.values import InputError
 
-NON_HYBRID = ("layer-parallel", "data-parallel")  # the plans of single workers are among either's
-HYBRID = ("hiertrain", "hiertrain+")
-GRANULARITIES = (*SINGLE, *NON_HYBRID, *HYBRID)
-
-
-def load_policies(run: str, root: Path = RESULTS) -> pd.DataFrame:
-    """The table of policies that notebook 06 left in a run. Raises InputError where it is not there, or another one."""
-    path = policies_path(run, root)
-    if not path.is_file():
-        raise InputError(f"{path}: No such file; notebook 06-speedups writes it into its run")
-    table = load_table(path)
-    needed = [*Setting.model_fields, "policy", "predicted_ms", "observed_ms", "low_ms", "high_ms", "kind"]
-    missing = [column for column in needed if column not in table.columns]
-    if missing:
-        raise InputError(f"{path}: column {missing[0]!r} is missing; there are {', '.join(table.columns)}")
-    return table
+BEST = "hiertrain+"
+# The kinds of plans, the simplest first, by the policy that is the best of the kind.
+KINDS = {
+    "all-device": "device",
+    "all-edge": "edge",
+    "all-cloud": "cloud",
+    "layer-parallel": "layers",
+    "data-parallel": "samples",
+    BEST: "both",
+}
 
 
-def policies_path(run: str, root: Path = RESULTS) -> Path:
-    """Where notebook 06 leaves its table of policies. Raises InputError for a run that is no folder name."""
-    return run_folder(run, root) / "tables" / "06-policies.csv"
+def find_contenders(settings: Emulated, points: Sequence[Setting], percent: float) -> list[Case]:
+    """The best plan at every different point, and the best ones of simpler kinds, as far as ``map_table`` needs them.
+
+    All processors share the points. Raises InputError, and RunError where the proof of an optimum takes too long.
+    """
+    different = list(dict.fromkeys(points))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # a fork would copy the threads of torch
+        found = pool.map(partial(_contenders, settings, percent), different)
+        return list(tqdm(found, total=len(different), desc="plans", leave=False))
+
+
+def _contenders(settings: Emulated, percent: float, point: Setting) -> Case:
+    problem = problem_at(settings, point)
+    found = find_policies(problem, [*SINGLE, "layer-parallel", BEST])
+    case = Case(point, found)
+    if _simplest(case, percent) == BEST:  # most of the time goes into the proof of this one
+        found |= find_policies(problem, ["data-parallel"])
+    return case
+
+
+def map_table(cases: Sequence[Case], percent: float) -> pd.DataFrame:
+    """One row per case: which kind of plan wins, ``winner`` of ``KINDS``, and by how much.
+
+    The winner is the simplest kind of which a plan is at most ``percent`` slower than the fastest of all, so that
+    nobody splits anything for less. ``gain_percent``: by how much the fastest plan is faster than the best single
+    worker, ``single``, under the same execution and constraints; ``plan``: it, in words.
+    """
+    rows = []
+    for case in cases:
+        best, single = case.policies[BEST], _best_single(case)
+        gain_percent = 100 * (case.policies[single].predicted_s / best.predicted_s - 1)
+        winner = KINDS[_simplest(case, percent)]
+        row = {"winner": winner, "gain_percent": gain_percent, "single": KINDS[single], "plan": describe(best.plan)}
+        rows.append({**dict(case.setting), **row})
+    return pd.DataFrame(rows)
+
+
+def _best_single(case: Case) -> str:
+    return min((name for name in SINGLE if name in case.policies), key=lambda name: case.policies[name].predicted_s)
+
+
+def _simplest(case: Case, percent: float) -> str:
+    """The policy whose plan is at most so much slower than the fastest one, of the simplest kind."""
+    limit_s = case.policies[BEST].predicted_s * (1 + percent / 100)
+    candidates = [_best_single(case), *(name for name in KINDS if name in case.policies and name not in SINGLE)]
+    return next(name for name in candidates if case.policies[name].predicted_s <= limit_s)
+
+
+def map_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, privacy and kind that wins somewhere: in how many of the settings, and its gains there."""
+    keys = ["model", "samples_stay", "winner"]
+    gains = table.groupby(keys, sort=False)["gain_percent"]
+    return gains.agg(settings="size", median_percent="median", largest_percent="max").reset_index()
 
 
 def share_table(cases: Sequence[Case], policy: str) -> pd.DataFrame:
@@ -75,48 +115,4 @@ def adaptation_table(cases: Sequence[Case], middle: Sequence[Setting], policy: s
         kept_s = iteration_s(best.problem, kept[case.setting.model])
         kept_percent = 100 * (kept_s / best.predicted_s - 1)
         rows.append({**dict(case.setting), "plan": describe(best.plan), "kept_percent": kept_percent})
-    return pd.DataFrame(rows)
-
-
-def gain_table(policies: pd.DataFrame, over: Sequence[str]) -> pd.DataFrame:
-    """By how many percent each policy is faster than the best one of ``over``, negative where it is slower.
-
-    ``policies``: as ``policy_table`` has it. One row per setting and policy: predicted, against the one that is
-    predicted to be the best; and observed, against the one that was observed to be, with the ends low and high of an
-    interval, NaN where the policy or all of ``over`` were not executed.
-    """
-    keys = list(Setting.model_fields)
-    those, observed = policies[policies["policy"].isin(over)], ["observed_ms", "low_ms", "high_ms", "kind"]
-    best = those.sort_values("predicted_ms").drop_duplicates(keys).drop(columns=observed)
-    seen = those.sort_values("observed_ms").drop_duplicates(keys)[[*keys, *observed]]  # NaN is sorted to the end
-    best = best.merge(seen, on=keys).assign(policy="best")
-    gains = speedup_table(pd.concat([policies, best]), of="best")  # times as long as the best one
-    numbers = gains[["predicted", "observed", "high", "low"]].to_numpy()
-    gains[["predicted", "observed", "low", "high"]] = 100 * (1 / numbers - 1)
-    return gains
-
-
-def gain_summary(gains: pd.DataFrame, percent: float) -> pd.DataFrame:
-    """One row per model and policy: in how many settings it is predicted to gain more than ``percent``, and how much.
-
-    ``median_above_percent`` is over those settings only, NaN where there are none; the last columns say where the
-    largest gain is.
-    """
-    rows = []
-    for (model, policy), group in gains.groupby(["model", "policy"], sort=False):
-        predicted = group["predicted"]
-        above = predicted[predicted > percent]
-        largest = group.iloc[predicted.argmax()]
-        rows.append(
-            {
-                "model": model,
-                "policy": policy,
-                "settings": len(group),
-                "above": len(above),
-                "median_percent": predicted.median(),
-                "median_above_percent": above.median(),
-                "largest_percent": largest["predicted"],
-                **{field: largest[field] for field in ("batch_size", "cloud_mbps", "edge_slowdown")},
-            }
-        )
     return pd.DataFrame(rows)

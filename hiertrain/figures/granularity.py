@@ -4,16 +4,18 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from hiertrain.figures.speedups import AXES
 from hiertrain.figures.style import (
     BLACK,
     BLUE,
+    FULL_WIDTH_IN,
     GREEN,
     ORANGE,
+    PURPLE,
+    VERMILION,
     WIDTH_IN,
     Source,
     check_columns,
@@ -29,6 +31,20 @@ ONE_PROCESS = "one process"
 ROUNDING = 2.0**-24  # the least share by which two numbers of float32 can differ
 MARKS = {"float16": "^", "bfloat16": "o"}  # of half precision
 LEGEND_ROW_IN = 0.13  # height of a legend's row
+RATES = ("cloud_mbps", "device_edge_mbps")
+# Machines in quiet colours, what is split in strong ones.
+KIND_NAMES = {
+    "device": "one machine: the device",
+    "edge": "one machine: the edge server",
+    "cloud": "one machine: the cloud",
+    "layers": "split the layers",
+    "samples": "split the samples",
+    "both": "split both: hybrid parallelism",
+}
+KIND_COLOURS = dict(zip(KIND_NAMES, ("#EFEFEF", "#D6D6D6", "#BDBDBD", PURPLE, BLUE, VERMILION), strict=True))
+SPLIT = ("layers", "samples", "both")
+PRIVACY = {False: "samples may be sent", True: "samples stay private"}
+MAP_TITLE = "When does it pay to split a training among machines? Times as fast as the best single machine (predicted)"
 RATE_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # Mbit/s
 
 
@@ -65,39 +81,59 @@ def plot_shares(df: pd.DataFrame) -> Figure:
     return fig
 
 
-def plot_gains(df: pd.DataFrame) -> Figure:
-    """How much faster each policy is than the best non-hybrid plan, over the rate to the cloud, one panel per model.
+def plot_map(df: pd.DataFrame, here: pd.DataFrame) -> Figure:
+    """Which kind of plan wins over the rate to the cloud and the device-edge rate: a column of panels per model.
 
-    Columns: model, policy, cloud_mbps, predicted (%), and observed with the ends low and high of its error bar (NaN:
-    not executed). Lines are predicted, points observed.
+    Columns: model, batch_size, samples_stay (a row of panels each), cloud_mbps, device_edge_mbps, winner (of
+    ``KIND_COLOURS``), gain_percent over the best single machine: the number in the cell, as times as fast, where
+    something is split. ``here``: cells that are framed, by model, cloud_mbps and device_edge_mbps. Full width.
     """
-    check_columns(df, ["model", "policy", "cloud_mbps", "predicted", "observed", "low", "high"])
-    models = list(dict.fromkeys(df["model"]))
+    check_columns(df, ["model", "batch_size", "samples_stay", *RATES, "winner", "gain_percent"])
+    models, stays = list(dict.fromkeys(df["model"])), list(dict.fromkeys(df["samples_stay"]))
     with use_style():
-        fig, axes = panels(len(models), 1, 0.9 + 0.95 * len(models))
-        for ax, model in zip(axes, models, strict=True):
-            of_model = df[df["model"] == model].sort_values("cloud_mbps", kind="stable")
-            for index, (policy, rows) in enumerate(of_model.groupby("policy", sort=False)):
-                colour, dashes = policy_style(str(policy))
-                lines, points = rows.dropna(subset="predicted"), rows.dropna(subset="observed")
-                # Lines that coincide stay visible: the later ones are drawn on top, and thinner.
-                width = max(0.6, 2.0 - 0.4 * index)
-                ax.plot(lines["cloud_mbps"], lines["predicted"], dashes, color=colour, linewidth=width, label=policy)
-                errors = [points["observed"] - points["low"], points["high"] - points["observed"]]
-                ax.errorbar(points["cloud_mbps"], points["observed"], errors, fmt="o", color=colour, markersize=3,
-                            markerfacecolor=colour if dashes == "-" else "white")  # fmt: skip
-            low, high = of_model[["predicted", "low"]].min().min(), of_model[["predicted", "high"]].max().max()
-            ax.set_ylim(min(-2.0, 1.1 * low), max(5.0, 1.1 * high))  # no gain must look like none
-            ax.axhline(0, color=BLACK, linewidth=0.6)
-            ax.set_title(model, loc="left")
-            ax.set_ylabel("gain (%)")
-        _rate_axis(axes[-1], df["cloud_mbps"])
-        axes[-1].set_xlabel(AXES["cloud_mbps"])
-        lines, labels = axes[0].get_legend_handles_labels()
-        shown = [Line2D([], [], color=BLACK), Line2D([], [], color=BLACK, marker="o", linestyle="")]
-        names = [*labels, "line: predicted", "point: real run"]
-        fig.legend([*lines, *shown], names, loc="outside lower center", ncols=3)
+        fig, axes = plt.subplots(
+            len(stays), len(models), figsize=(FULL_WIDTH_IN, 0.95 + 1.25 * len(stays)), squeeze=False,
+            sharex=True, sharey=True,
+        )  # fmt: skip
+        for row, stay in zip(axes, stays, strict=True):
+            for ax, model in zip(row, models, strict=True):
+                cells = df[(df["model"] == model) & (df["samples_stay"] == stay)]
+                _draw_map(ax, cells, here[here["model"] == model])
+            row[0].set_ylabel(f"{PRIVACY[stay]}\n\n{AXES['device_edge_mbps']}", linespacing=0.9)
+        for ax, model in zip(axes[0], models, strict=True):
+            size = df.loc[df["model"] == model, "batch_size"].iloc[0]
+            ax.set_title(f"{model}, {size} samples", loc="left")
+        for ax in axes[-1]:
+            ax.set_xlabel(AXES["cloud_mbps"], fontsize=6)
+        shown = [Patch(color=KIND_COLOURS[kind]) for kind in KIND_NAMES]
+        frame = Patch(facecolor="white", edgecolor=BLACK, linewidth=1.2)
+        fig.legend([*shown, frame], [*KIND_NAMES.values(), "the testbed as it is"], loc="outside lower center", ncols=4)
+        fig.suptitle(MAP_TITLE, x=0.01, ha="left", fontsize=7.5, fontweight="bold")
     return fig
+
+
+def _draw_map(ax: Axes, cells: pd.DataFrame, here: pd.DataFrame) -> None:
+    """A square for each pair of rates, which are logarithmic by their choice."""
+    x, y = (sorted(cells[rate].unique()) for rate in RATES)
+    for cell in cells.to_dict("records"):
+        place = x.index(cell["cloud_mbps"]), y.index(cell["device_edge_mbps"])
+        ax.add_patch(Rectangle(place, 1, 1, facecolor=KIND_COLOURS[cell["winner"]], edgecolor="white", linewidth=0.8))
+        if cell["winner"] in SPLIT:
+            ratio = 1 + cell["gain_percent"] / 100
+            ax.text(place[0] + 0.5, place[1] + 0.5, f"{ratio:.{2 if ratio < 2 else 1}f}", color="white", ha="center",
+                    va="center", fontsize=6)  # fmt: skip
+    for cloud, edge in here[list(RATES)].itertuples(index=False):
+        if cloud in x and edge in y:
+            ax.add_patch(Rectangle((x.index(cloud), y.index(edge)), 1, 1, fill=False, edgecolor=BLACK, linewidth=1.4,
+                                   zorder=3))  # fmt: skip
+    for axis, rates in ((ax.xaxis, x), (ax.yaxis, y)):
+        axis.set_ticks([place + 0.5 for place in range(len(rates))], [f"{rate:g}" for rate in rates])
+    ax.set_xlim(0, len(x))
+    ax.set_ylim(0, len(y))
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
 
 
 def plot_learning(df: pd.DataFrame, column: str, source: Source) -> Figure:

@@ -1,9 +1,10 @@
 """Plans: when each worker does what, how long an iteration takes, and how far predictions are off."""
 
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, product
 from textwrap import fill
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -15,6 +16,7 @@ from matplotlib.patches import Patch
 from hiertrain.figures.style import (
     ACTION_COLOURS,
     BLACK,
+    FULL_WIDTH_IN,
     GREY,
     MODEL_COLOURS,
     SOURCE_COLOURS,
@@ -30,6 +32,8 @@ from hiertrain.program.actions import Op
 
 TITLE_CHARACTERS = 48  # that fit above a panel
 BAR = 0.8  # height of a row of a timeline that is filled
+LANES = {"compute": "computes", "network": "sends"}
+SPAN_TIMES = ("start_ms", "end_ms", "period_ms")
 HATCH = "//////"  # what is sent for a later iteration
 
 
@@ -66,6 +70,60 @@ def plot_timeline(df: pd.DataFrame, by: str = "source") -> Figure:
         shown = _legend(df)
         fig.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, handlelength=1.2)
     return fig
+
+
+def plot_overlap(df: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """What overlapping brings: the same time axis under policies that take different times, one panel each.
+
+    Columns: as ``plot_timeline`` has them, and policy; ``titles``: of all policies. One of them must overlap; its
+    time is shown, and the iteration of one that does not is repeated. Waiting stays white. Full width.
+    """
+    check_columns(df, ["iteration", "worker", "kind", "peer", "ahead", *SPAN_TIMES, "lane", "source", "policy"])
+    workers = list(df["worker"].unique())
+    busy = df[~df["kind"].str.startswith(Op.RECEIVE)]
+    seen = set(busy[["worker", "lane"]].itertuples(index=False, name=None))
+    lanes = [(worker, lane) for worker in workers for lane in LANES if (worker, lane) in seen]
+    last_ms = max(_ends_ms(rows)[-1] for _, rows in df.groupby("policy") if rows["iteration"].max() > 0)
+    with use_style():
+        fig, axes = plt.subplots(
+            len(titles), 1, figsize=(FULL_WIDTH_IN, 0.75 + len(titles) * (0.4 + 0.17 * len(lanes))), sharex=True,
+            squeeze=False,
+        )  # fmt: skip
+        for ax, (policy, title) in zip(axes.flat, titles.items(), strict=True):
+            spans = _until(busy[busy["policy"] == policy], last_ms)
+            _draw_iterations(ax, _ends_ms(spans), last_ms)
+            _draw_spans(ax, spans[spans["start_ms"] < last_ms], lanes, last_ms)
+            ax.set_yticks(range(len(lanes)), [f"{worker} {LANES[lane]}" for worker, lane in lanes])
+            period_ms = spans.loc[spans["iteration"] >= 0, "period_ms"].median()
+            say_source(ax, spans["source"].iloc[0])
+            ax.set_title(f"{title}: {period_ms:.0f} ms per iteration", loc="left", fontweight="bold", pad=12)
+            ax.set_xlim(0, last_ms)
+        axes.flat[-1].set_xlabel("time (ms)")
+        shown = _legend(busy)
+        shown.pop("end of iteration", None)
+        fig.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=5, handlelength=1.2)
+    return fig
+
+
+def _until(spans: pd.DataFrame, last_ms: float) -> pd.DataFrame:
+    """The spans; where they are of a single iteration, it is repeated for so long."""
+    if spans["iteration"].max() > 0:
+        return spans
+    period_ms = spans["period_ms"].iloc[0]
+    times = int(np.ceil(last_ms / period_ms))
+    shifts = [spans[["start_ms", "end_ms"]] + index * period_ms for index in range(times)]
+    return pd.concat([spans.assign(iteration=index, **shifted) for index, shifted in enumerate(shifts)])
+
+
+def _draw_iterations(ax: Axes, ends_ms: Sequence[float], last_ms: float) -> None:
+    """Every other iteration on a grey ground, and which one it is."""
+    for index, (start_ms, end_ms) in enumerate(pairwise([0.0, *ends_ms])):
+        shown_ms = min(end_ms, last_ms)
+        if index % 2 == 0:
+            ax.axvspan(start_ms, shown_ms, color=GREY, alpha=0.15, linewidth=0)
+        middle = (start_ms + shown_ms) / 2, 1.0
+        ax.annotate(f"iteration {index + 1}", middle, (0, 2), xycoords=("data", "axes fraction"),
+                    textcoords="offset points", ha="center", va="bottom", fontsize=6)  # fmt: skip
 
 
 def plot_times(df: pd.DataFrame) -> Figure:

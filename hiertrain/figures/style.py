@@ -30,6 +30,7 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 CAPTION_KINDS = (*SOURCES, "exact")
 
 WIDTH_IN = 3.4
+FULL_WIDTH_IN = 2 * WIDTH_IN  # of both columns, and of a README
 SHOWN_PX = 640  # wide, in a notebook: letters of 7 points are then as large as the text around them
 BLACK = "#000000"
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, _, _, GREY, YELLOW, SKY = sns.color_palette("colorblind").as_hex()

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, permutations
-from types import MappingProxyType
 
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.network import Network
@@ -24,7 +23,7 @@ class Problem:
     root: str | None = None  # None: the optimizer chooses
     samples_stay: bool = False  # raw samples must not leave the data holder
     whole_model: bool = False  # every worker that computes must compute all layers: data parallelism
-    memory_limit_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    memory_limit_bytes: Mapping[str, int] = field(default_factory=dict)
     optimizer_copies: int = 2  # of all weights that the optimizer keeps: Adam 2, SGD with momentum 1, plain SGD none
 
     def __post_init__(self) -> None:

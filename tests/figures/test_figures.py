@@ -22,12 +22,13 @@ from hiertrain.figures import (
     plot_errors,
     plot_executions,
     plot_fit,
-    plot_gains,
     plot_gaps,
     plot_growth,
     plot_layer_times,
     plot_layers,
     plot_learning,
+    plot_map,
+    plot_overlap,
     plot_ratios,
     plot_shares,
     plot_solve_times,
@@ -37,6 +38,7 @@ from hiertrain.figures import (
     plot_times,
     save_figure,
 )
+from hiertrain.figures.granularity import MAP_TITLE
 from hiertrain.program.actions import Op, Role
 from hiertrain.values import InputError
 
@@ -115,14 +117,17 @@ SHARES = pd.DataFrame(
         for worker, percent, depth in (("device", 0.0, 0.0), ("edge", 25.0, 100.0), ("cloud", 75.0, 50.0))
     ]
 )
-GAINS = pd.DataFrame(
+MAP = pd.DataFrame(
     [
-        {"model": model, "policy": policy, "cloud_mbps": mbps, "predicted": 3.0, "observed": x, "low": x - 1, "high": x}
+        {"model": model, "batch_size": 4, "samples_stay": stay, "cloud_mbps": cloud, "device_edge_mbps": edge}
+        | {"winner": winner, "gain_percent": gain}
         for model in ("lenet5", "vgg16")
-        for policy in ("layer-parallel", "hiertrain")
-        for mbps, x in ((1.0, np.nan), (5.0, 2.0))
+        for stay in (False, True)
+        for cloud, winner, gain in ((1.0, "cloud", 0.0), (5.0, "both", 1100.0))
+        for edge in (2.0, 20.0)
     ]
 )
+HERE = pd.DataFrame({"model": ["lenet5", "vgg16"], "cloud_mbps": [5.0, 7.0], "device_edge_mbps": [20.0, 20.0]})
 LEARNING = pd.DataFrame(
     [
         {"policy": policy, "drawn_as": drawn_as, "iteration": i, "time_s": time, "loss": 1 / i}
@@ -178,7 +183,14 @@ DRAWINGS = [
     (plot_growth, SOLVING[["axis", "value", "way", "solve_s"]], "measured"),
     (plot_gaps, GAPS, "dots: rounded plans; ticks: their bounds; predicted"),
     (plot_shares, SHARES, "predicted"),
-    (plot_gains, GAINS, "line: predicted"),
+    (lambda df: plot_map(df, HERE), MAP, MAP_TITLE),
+    (
+        lambda df: plot_overlap(df, {"hiertrain": "before", "hiertrain+": "after"}),
+        pd.concat(
+            [SPANS.assign(policy="hiertrain"), *(SPANS.assign(policy="hiertrain+", iteration=i) for i in (0, 1))]
+        ),
+        "predicted",
+    ),
     (
         lambda df: plot_learning(df, "loss", "measured"),
         LEARNING[["policy", "drawn_as", "iteration", "time_s", "loss"]],
