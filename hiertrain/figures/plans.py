@@ -29,6 +29,7 @@ from hiertrain.figures.style import (
     use_style,
 )
 from hiertrain.program.actions import Op
+from hiertrain.values import InputError
 
 TITLE_CHARACTERS = 48  # that fit above a panel
 BAR = 0.8  # height of a row of a timeline that is filled
@@ -79,6 +80,8 @@ def plot_overlap(df: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     time is shown, and the iteration of one that does not is repeated. Waiting stays white. Full width.
     """
     check_columns(df, ["iteration", "worker", "kind", "peer", "ahead", *SPAN_TIMES, "lane", "source", "policy"])
+    if set(df["policy"]) != set(titles):
+        raise InputError(f"figure: policies {', '.join(df['policy'].unique())}; titles are of {', '.join(titles)}")
     workers = list(df["worker"].unique())
     busy = df[~df["kind"].str.startswith(Op.RECEIVE)]
     seen = set(busy[["worker", "lane"]].itertuples(index=False, name=None))
