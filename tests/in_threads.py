@@ -15,6 +15,7 @@ from hiertrain.program.actions import Op, Program
 from hiertrain.runtime.runner import MiniBatches, Runner
 from hiertrain.runtime.transport import Transport
 from hiertrain.workload.chain_model import ChainModel, summed_loss
+from hiertrain.workload.compression import compress
 from hiertrain.workload.optimizers import build_optimizer
 from hiertrain.workload.spec import OptimizerSettings
 from hiertrain.workload.weights import pack_weights, unpack_weights
@@ -103,13 +104,16 @@ def run(
     models = {name: copy.deepcopy(model) for name in program.actions}
     exchanges = {name: Exchange(name, channels, meeting) for name in program.actions}
     samples, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    compressed = compress(samples)
 
     def indices(number: int) -> Tensor:
         return torch.arange(program.batch_size) + number * program.batch_size
 
     def work(name: str) -> None:
         runner = Runner(program.part(name), models[name], cast(Transport, exchanges[name]), optimizer)
-        own = MiniBatches(len(batches), indices, labels, samples if name == program.data_holder else None)
+        holds = name == program.data_holder
+        raw, parts = (samples, compressed) if holds else (None, ())
+        own = MiniBatches(len(batches), indices, labels, raw, parts, torch.tensor([len(part) for part in compressed]))
         steps = list(runner.train(own))
         assert len(steps) == sum(map(len, steps)) == len(batches)
 

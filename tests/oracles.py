@@ -179,7 +179,10 @@ def needed_bytes(problem: Problem, plan: Plan, worker: str) -> int:
 def _messages_bytes(problem: Problem, plan: Plan, worker: str) -> int:
     """Raw samples, three times where sent ahead; at each cut activations and gradients; gradients of layers."""
     how, layers, total = problem.execution, problem.profile.layers, 0
-    raw_bytes = problem.profile.sample_bytes * NUMBER_BYTES[how.sample_encoding]
+    if how.sample_encoding == "zlib":
+        raw_bytes = problem.profile.compressed_sample_bytes or 0
+    else:
+        raw_bytes = problem.profile.sample_bytes * NUMBER_BYTES[how.sample_encoding]
     for name, part in plan.workers.items():
         if plan.data_holder != name and worker in (name, plan.data_holder):
             total += part.samples * raw_bytes * (3 if how.prefetch else 1)

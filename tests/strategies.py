@@ -78,7 +78,13 @@ def profiles(draw: st.DrawFn, *, workers: int = 3, max_layers: int = 6) -> Profi
     }
     if draw(st.booleans()):  # equal workers
         times = dict.fromkeys(times, times["device"])
-    return Profile(model="random", sample_bytes=draw(st.integers(1, 10**5)), layers=tuple(layers), workers=times)
+    return Profile(
+        model="random",
+        sample_bytes=draw(st.integers(1, 10**5)),
+        compressed_sample_bytes=draw(st.integers(1, 10**5)),
+        layers=tuple(layers),
+        workers=times,
+    )
 
 
 @st.composite

@@ -23,6 +23,7 @@ from tests.strategies import plans
 
 NAMES, BATCH = ("device", "edge", "cloud"), 6
 MODEL = chain_from_module(build_net(), "given", SHAPE, CLASSES)
+MEAN = MODEL.chain.model_copy(update={"compressed_sample_bytes": 20})
 OPTIMIZER = OptimizerSettings(learning_rate=0.05, momentum=0.9)
 GENERATOR = torch.Generator().manual_seed(1)
 BATCHES = [
@@ -120,7 +121,7 @@ CHANGES: tuple[Change, ...] = (
     to("peer", lambda _: st.sampled_from([*NAMES, "moon", None])),
     to("first", lambda _: LAYERS),
     to("last", lambda _: LAYERS),
-    to("encoding", lambda _: st.sampled_from(["uint8", "float32", "scaled-uint8", "float16", "float64", None])),
+    to("encoding", lambda _: st.sampled_from(["uint8", "float32", "zlib", "scaled-uint8", "float16", "float64", None])),
     to("role", lambda _: st.sampled_from([*Role, None])),
     to("ahead", lambda _: st.integers(0, MOST_AHEAD)),
 )
@@ -129,9 +130,9 @@ CHANGES: tuple[Change, ...] = (
 @st.composite
 def changed_programs(draw: st.DrawFn) -> Program:
     plan: Plan = draw(plans(names=NAMES, depth=DEPTH, batch_size=BATCH))
-    encoding: Literal["uint8", "float32"] = draw(st.sampled_from(["uint8", "float32"]))
+    encoding: Literal["uint8", "float32", "zlib"] = draw(st.sampled_from(["uint8", "float32", "zlib"]))
     execution = Execution(sample_encoding=encoding, prefetch=draw(st.booleans()))
-    program = compile_plan(plan, MODEL.chain, execution)
+    program = compile_plan(plan, MEAN, execution)
     actions = {name: list(own) for name, own in program.actions.items()}
     for change in draw(st.lists(st.sampled_from(CHANGES), min_size=1, max_size=2)):
         name = draw(st.sampled_from([name for name in actions if actions[name]] or [""]))

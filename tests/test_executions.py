@@ -22,11 +22,12 @@ from hiertrain.problem.plan import Plan
 from hiertrain.problem.problem import Problem
 from hiertrain.problem.tree import Tree
 from hiertrain.program import passes
-from hiertrain.program.actions import Op
+from hiertrain.program.actions import Action, Op
 from hiertrain.program.compiler import compile_plan
 from hiertrain.program.passes import lossy_layers
 from hiertrain.program.simulator import iteration_s
 from hiertrain.workload.chain_model import ChainModel, chain_from_module
+from hiertrain.workload.compression import compress
 from hiertrain.workload.spec import OptimizerSettings
 from tests.in_threads import run, single_machine_sgd
 from tests.oracles import enumerated_optimum
@@ -78,15 +79,24 @@ def test_training_is_exact_where_nothing_is_lost_and_sends_what_is_simulated(
     execution: Execution, module: nn.Module, model: ChainModel, data: st.DataObject
 ) -> None:
     plan = data.draw(plans(names=NAMES[:3], depth=model.chain.depth, batch_size=BATCH, data_holder="device"))
-    program = compile_plan(plan, model.chain, execution)
+    mean = model.chain.model_copy(update={"compressed_sample_bytes": 20})
+    program = compile_plan(plan, mean, execution)
     trained, exchanges = run(program, model, SGD, batches(), late=data.draw(st.booleans()))
     expected = single_machine_sgd(module, SGD, batches())
     found, weights = (nn.utils.parameters_to_vector(own.parameters()) for own in (trained, expected))
     tolerance = 1e-6 if not lossy_layers(program, model.chain) else 1e-2
     torch.testing.assert_close(found, weights, rtol=0, atol=tolerance)
     for name, actions in program.actions.items():
-        sends = [(action.peer, action.size_bytes) for action in actions if action.op == Op.SEND]
-        assert sorted(exchanges[name].sent) == sorted(sends * 5)
+        sends = [(action.peer, size) for action in actions if action.op == Op.SEND for size in sizes(action)]
+        assert sorted(exchanges[name].sent) == sorted(sends)
+
+
+def sizes(action: Action) -> list[int]:
+    """Of a message in each iteration: compressed samples have their own, each by itself."""
+    if not action.compressed:
+        return [action.size_bytes] * len(batches())
+    rows = [row for start, end in action.rows for row in range(start, end)]
+    return [sum(map(len, compress(samples[rows]))) for samples, _ in batches()]
 
 
 def any_plan(data: st.DataObject, problem: Problem) -> tuple[Tree, Boxes, Plan]:

@@ -90,7 +90,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-@pytest.mark.parametrize(("plan", "execution"), [("pair", "paper"), ("split", "overlapped")])
+@pytest.mark.parametrize(("plan", "execution"), [("pair", "sample_encoding=zlib"), ("split", "overlapped")])
 def test_workers_under_torchrun_equal_single_process_sgd(
     plan: str, execution: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

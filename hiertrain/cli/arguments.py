@@ -247,7 +247,7 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         default="paper",
         metavar="NAME|FIELD=VALUE,...",
         help=f"how an iteration is executed: {', '.join(PRESETS)}, or fields such as parameter_encoding=bfloat16; "
-        "overlapped is lossless",
+        "overlapped is lossless, and so is sample_encoding=zlib, which compresses raw samples",
     )
 
 

@@ -65,14 +65,16 @@ def run_profile(options: argparse.Namespace) -> None:
     settings = find_testbed(options.testbed)
     check_time_limit(options)
     model = ModelSettings(name=options.model)
-    if options.dataset:
-        dataset = load_dataset(options.dataset, options.data)
+    dataset = load_dataset(options.dataset, options.data) if options.dataset else None
+    if dataset:
         model = ModelSettings(name=options.model, sample_shape=dataset.sample_shape, classes=dataset.classes)
     depth = chain_of(model).depth  # a model that cannot be had is found out before any process starts
     files.check_output(options.output)
     with open_testbed(settings) as testbed:
         kind = kind_of_times(settings)
         profile = measure_layers(testbed, model, time_limit_s=options.time_limit)
+    if dataset:
+        profile = profile.with_compressed_samples(dataset.compressed_sample_bytes())
     files.save(profile, options.output)
     print(f"{profile.model}: {depth} layers; one mini-batch of {BATCH_SIZE} on one worker ({kind}):")
     for name, worker in profile.workers.items():
@@ -175,6 +177,7 @@ def run_train(options: argparse.Namespace) -> None:
     from hiertrain.profiling.measure import measure_layers, measure_links
     from hiertrain.results.records import recorded, save_record
     from hiertrain.results.timelines import observed_spans
+    from hiertrain.training.train import check_training
     from hiertrain.workload.datasets import load_dataset
 
     # All that is given is checked before anything is measured.
@@ -184,7 +187,9 @@ def run_train(options: argparse.Namespace) -> None:
     dataset = load_dataset(options.dataset, options.data)
     training = training_of(options, dataset, batch_size(options, asked))
     profile, network = _given_measurements(options, training, settings)
-    _check(asked, training, settings, execution)
+    compressed_sample_bytes = _compressed_sample_bytes(dataset, execution)
+    if asked:
+        check_training(asked, training, settings, execution, compressed_sample_bytes)
 
     output = _folder_of_run(options)
     run_name, root = output.name, output.parent
@@ -196,6 +201,7 @@ def run_train(options: argparse.Namespace) -> None:
     }
     with recorded(run_name, "train", parameters, root), open_testbed(settings) as testbed:
         profile = profile or measure_layers(testbed, training.model)
+        profile = profile.with_compressed_samples(compressed_sample_bytes)
         network = network or measure_links(testbed)
         problem = search_problem(
             options, profile, network, settings.data_holder, execution, asked, training.optimizer.copies
@@ -246,12 +252,9 @@ def _given_measurements(
     return profile, files.load(Network, options.network) if options.network else None
 
 
-def _check(asked: Plan | Program | None, training: Training, settings: AnySettings, execution: Execution) -> None:
-    """Raise InputError unless what is asked for can be trained."""
-    from hiertrain.training.train import check_training
-
-    if asked:
-        check_training(asked, training, settings, execution)
+def _compressed_sample_bytes(dataset: "Dataset", execution: Execution) -> int | None:
+    """Of what is trained, whatever data a profile was measured for; None where nobody needs it, since it takes time."""
+    return dataset.compressed_sample_bytes() if execution.sample_encoding == "zlib" else None
 
 
 def _foreseen(problem: Problem, asked: Plan | Program, settings: AnySettings) -> list[Alarm]:
@@ -365,14 +368,16 @@ def run_jobs(options: argparse.Namespace) -> None:
     files.check_output(options.output)
     profile, network = files.load(Profile, options.profile), files.load(Network, options.network)
     execution = execution_of(options)
-    plan = load_plan(options.plan, execution)
+    plan, dataset = load_plan(options.plan, execution), load_dataset(options.dataset, options.data)
+    compressed_sample_bytes = _compressed_sample_bytes(dataset, execution)
+    profile = profile.with_compressed_samples(compressed_sample_bytes)
     problem = Problem(profile, network, plan.batch_size, plan.data_holder, execution)
-    training = training_of(options, load_dataset(options.dataset, options.data), plan.batch_size)
+    training = training_of(options, dataset, plan.batch_size)
     chain = chain_of(training.model)
     profiled = {name: machine_of(profile, name) for name in plan.participants}
     unpaced = LocalSettings(data_holder=plan.data_holder, workers=dict.fromkeys(profile.workers, WorkerSettings()))
     check_profile(profile, chain, unpaced)
-    program = check_training(plan, training, unpaced, execution)
+    program = check_training(plan, training, unpaced, execution, compressed_sample_bytes)
     machines = {name: profiled[name] for name in program.actions}
     predicted_s = iteration_s(problem, plan)
     content = {"training": training, "program": program, "workers": machines}

@@ -2,7 +2,8 @@
 
 Counted are tensors as they are asked for: weights, their gradients and what the optimizer keeps of them; what forward
 passes keep for backward passes; and messages, whose buffers a worker has all the time. Not counted is what a process
-has besides: the interpreter, PyTorch, data sets, the scratch of single layers, and gaps between the tensors.
+has besides: the interpreter, PyTorch, data sets, the scratch of single layers, what compressed samples are restored to,
+and gaps between the tensors.
 """
 
 from hiertrain.problem.chain import Chain

@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hiertrain.values import MOST_LAYERS, BatchSize, Bytes, LayerName, Name, PositiveBytes, Value
+from hiertrain.problem.execution import Execution
+from hiertrain.values import MOST_LAYERS, BatchSize, Bytes, InputError, LayerName, Name, PositiveBytes, Value
 
 
 class Layer(Value):
@@ -36,6 +37,8 @@ class Chain(Value):
 
     model: Name
     sample_bytes: PositiveBytes  # one raw sample as uint8
+    # The same compressed by zlib, mean over a data set; None: not known.
+    compressed_sample_bytes: PositiveBytes | None = Field(default=None, exclude_if=lambda size: size is None)
     dtype: Literal["float32"] = "float32"
     layers: tuple[Layer, ...] = Field(min_length=1, max_length=MOST_LAYERS)
     # Layers that make hybrid training differ from single-machine SGD, each with its cause ("bn1: BatchNorm2d").
@@ -60,6 +63,17 @@ class Chain(Value):
     def parameter_prefix_bytes(self) -> tuple[int, ...]:
         """Entry m: bytes of the parameters of layers 1..m; shape (N + 1,)."""
         return tuple(accumulate((layer.parameter_bytes for layer in self.layers), initial=0))
+
+    def sent_sample_bytes(self, execution: Execution) -> int:
+        """Bytes of one raw sample, compressed where it is sent so. Raises InputError where these are not known."""
+        if execution.sample_encoding != "zlib":
+            return self.sample_bytes
+        if self.compressed_sample_bytes is None:
+            raise InputError(
+                f"profile of {self.model}: compressed_sample_bytes is not there; sample_encoding=zlib needs it, and "
+                "hiertrain profile --dataset NAME records it"
+            )
+        return self.compressed_sample_bytes
 
     def output_bytes(self, depth: int) -> int:
         """Bytes of one sample's activations after layer ``depth`` (1..N)."""

@@ -13,7 +13,8 @@ class Execution(Value):
     The abstract is silent on how raw samples are encoded, so that is a choice.
     """
 
-    sample_encoding: Literal["uint8", "float32"] = "uint8"
+    # zlib: each sample is compressed by itself, without loss, once when the data holder loads the data.
+    sample_encoding: Literal["uint8", "float32", "zlib"] = "uint8"
     # Of activations and their gradients; uint8 is JALAD's.
     activation_encoding: Literal["float32", "uint8", "float16", "bfloat16"] = "float32"
     # Of weights and their gradients. Only messages are rounded: whoever updates has weights and optimizer in float32.

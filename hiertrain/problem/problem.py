@@ -44,6 +44,8 @@ class Problem:
             raise InputError(f"root {self.root!r} is excluded; the root must compute")
         if self.samples_stay and self.data_holder in self.excluded:
             raise InputError(f"raw samples must stay on {self.data_holder!r}, which is excluded; nobody can start them")
+        if self.execution.sample_encoding == "zlib":
+            self.profile.chain.sent_sample_bytes(self.execution)  # which must be known
         self._check_links()
         for name, limit in self.memory_limit_bytes.items():
             check(f"memory limit of {name!r} in bytes", limit, MemoryBytes)

@@ -174,6 +174,8 @@ class Profile(Value):
 
     model: Name
     sample_bytes: PositiveBytes
+    # Of the data set that it was measured for: see ``Chain``.
+    compressed_sample_bytes: PositiveBytes | None = Field(default=None, exclude_if=lambda size: size is None)
     dtype: Literal["float32"] = "float32"
     layers: tuple[Layer, ...] = Field(min_length=1, max_length=MOST_LAYERS)
     workers: dict[Name, WorkerProfile] = Field(min_length=1, max_length=MOST_WORKERS)
@@ -192,13 +194,26 @@ class Profile(Value):
     @cached_property
     def chain(self) -> Chain:
         """The sizes alone."""
-        return Chain(model=self.model, sample_bytes=self.sample_bytes, dtype=self.dtype, layers=self.layers)
+        return Chain(
+            model=self.model,
+            sample_bytes=self.sample_bytes,
+            compressed_sample_bytes=self.compressed_sample_bytes,
+            dtype=self.dtype,
+            layers=self.layers,
+        )
 
     def with_layers(self, layers: tuple[Layer, ...]) -> "Profile":
-        """The same times of other layers. A copy would keep the chain of these."""
-        return Profile(
-            model=self.model, sample_bytes=self.sample_bytes, dtype=self.dtype, layers=layers, workers=self.workers
-        )
+        """The same times of other layers."""
+        return self._with(layers=layers)
+
+    def with_compressed_samples(self, size: int | None) -> "Profile":
+        """The same times for a data set whose samples have so many bytes by zlib, on average."""
+        return self._with(compressed_sample_bytes=size)
+
+    def _with(self, **changes: object) -> "Profile":
+        """The same with other sizes, from its fields: a copy would keep the chain of these."""
+        fields = {name: getattr(self, name) for name in Profile.model_fields}
+        return Profile.model_validate({**fields, **changes})
 
     def linear_at(self, samples: int) -> "Profile":
         """The profile that the paper's scheduler knows: costs proportional to n that are right at n = ``samples``."""

@@ -48,6 +48,8 @@ def copies_held(role: Role, encoding: str, overlapped: bool) -> int:
 
 CUT = (Role.ACTIVATIONS, Role.ACTIVATION_GRADIENTS)  # where the model is cut; for the rows of some samples
 PARAMETERS = (Role.GRADIENTS, Role.WEIGHTS)  # for layers from 1 on, whatever the samples
+# The codec of raw samples that have each its own size, which workers are told. An action has the mean.
+COMPRESSED = "zlib"
 
 
 class Action(Value):
@@ -73,6 +75,11 @@ class Action(Value):
     @property
     def samples(self) -> int:
         return sum(end - start for start, end in self.rows)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether ``size_bytes`` of a message is what it has on average."""
+        return self.encoding == COMPRESSED
 
     @property
     def content(self) -> tuple[object, ...]:

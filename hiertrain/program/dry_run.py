@@ -101,6 +101,9 @@ def _fault_of_size(action: Action, chain: Chain) -> str | None:
     if encoding is None:
         codecs = ", ".join(encoding.codec for encoding in known.values())
         return f"encoding {action.encoding!r}; of {action.role} must be one of {codecs}"
+    if action.compressed:  # to what, only the data tell: nothing but the prediction depends on it
+        fits = action.size_bytes >= action.samples
+        return None if fits else f"size_bytes {action.size_bytes}; must be at least 1 per row, of {action.samples}"
     if action.role in PARAMETERS:
         prefix = chain.parameter_prefix_bytes
         plain, times = prefix[action.last] - prefix[action.first - 1], 1

@@ -11,7 +11,7 @@ from itertools import pairwise
 from hiertrain.problem.chain import Chain
 from hiertrain.problem.execution import Execution
 from hiertrain.problem.tree import Tree
-from hiertrain.program.actions import CUT, MOST_AHEAD, PARAMETERS, Op, Program, Role
+from hiertrain.program.actions import COMPRESSED, CUT, MOST_AHEAD, PARAMETERS, Op, Program, Role
 from hiertrain.program.template import After, Message, Pass, Size, Task, Template, Update, paper_template
 
 LEAST_BUCKET_BYTES = 65_536
@@ -35,7 +35,8 @@ def _halves(loss: str) -> dict[str, Encoding]:
     return {name: Encoding(name, 2, loss=loss) for name in ("float16", "bfloat16")}
 
 
-SAMPLES = {"uint8": Encoding("uint8", 1), "float32": Encoding("float32", 4)}
+# By zlib, of the bytes of compressed samples: see ``template_of``.
+SAMPLES = {"uint8": Encoding("uint8", 1), "float32": Encoding("float32", 4), COMPRESSED: Encoding(COMPRESSED, 1)}
 # 8 bits per number between the least and the greatest of a message, which stand before them as float32.
 ACTIVATIONS = {"float32": Encoding("float32", 4), "uint8": Encoding("scaled-uint8", 1, 8, "8-bit activations")}
 ACTIVATIONS |= _halves("half-precision activations")
@@ -168,7 +169,11 @@ PASSES: tuple[Callable[[Template, Execution], Template], ...] = (
 
 
 def template_of(tree: Tree, chain: Chain, data_holder: str, execution: Execution) -> Template:
-    """The template of a tree under an execution."""
+    """The template of a tree under an execution.
+
+    Compressed samples have their mean size. Raises InputError where the chain does not know it.
+    """
+    chain = chain.model_copy(update={"sample_bytes": chain.sent_sample_bytes(execution)})
     template = paper_template(tree, chain, data_holder, buckets(chain) if execution.buckets else None)
     for apply in PASSES:
         template = apply(template, execution)

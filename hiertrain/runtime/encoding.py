@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hiertrain.program.actions import Action
+from hiertrain.program.actions import COMPRESSED, Action
+from hiertrain.workload.compression import decompress
 
 STEPS = 255
 SCALE_BYTES = 8  # the least and the greatest value of a message, float32
@@ -87,6 +88,7 @@ CODECS = {
     "float16": FLOAT16._replace(encode=_float16),
     "bfloat16": _plain(torch.bfloat16),
     "scaled-uint8": Codec(quantize, dequantize),
+    COMPRESSED: _plain(torch.uint8)._replace(decode=decompress),  # which the data holder has compressed at the start
 }
 
 

@@ -14,7 +14,7 @@ with the weights.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,7 @@ from hiertrain.program.simulator import compute_s
 from hiertrain.runtime.encoding import codec_of
 from hiertrain.runtime.transport import Departure, Transport, sleep_until
 from hiertrain.workload.chain_model import ChainModel, summed_loss
+from hiertrain.workload.compression import joined
 from hiertrain.workload.optimizers import build_optimizer
 from hiertrain.workload.spec import OptimizerSettings
 from hiertrain.workload.weights import flatten_weights, parameters_of, split_like
@@ -50,11 +51,24 @@ class MiniBatches:
     indices: Callable[[int], Tensor]  # of mini-batch 0..I-1: where its rows lie in the data; int64, shape (B,)
     labels: Tensor  # of all data, int64
     samples: Tensor | None  # all raw ones at the data holder, uint8, shape (samples, C, H, W); None elsewhere
+    # Where raw samples are sent compressed: each of them at the data holder, and how many bytes it has, everywhere.
+    compressed: Sequence[bytes] = ()
+    compressed_bytes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def rows(self, number: int, action: Action) -> Tensor:
         """Where the rows of an action on mini-batch ``number`` lie in the data; int64, shape (rows,)."""
         indices = self.indices(number)
         return torch.cat([indices[start:end] for start, end in action.rows])
+
+    def sent(self, number: int, action: Action) -> Tensor:
+        """The raw samples of an action on mini-batch ``number`` as its codec takes them."""
+        assert self.samples is not None
+        rows = self.rows(number, action)
+        return joined(self.compressed[row] for row in rows.tolist()) if action.compressed else self.samples[rows]
+
+    def sent_bytes(self, number: int, action: Action) -> int:
+        """The size of that message."""
+        return int(self.compressed_bytes[self.rows(number, action)].sum())
 
 
 @dataclass
@@ -181,7 +195,7 @@ class Runner:
         state = self._state(number, batches, due)
         for parameter in self._parameters:
             parameter.grad = None
-        self._post(number, batches.count)
+        self._post(number, batches)
         if not self._early:
             self._transport.barrier()  # now every receive is posted: no message waits for its receiver
             ended_s = time.monotonic()
@@ -206,7 +220,7 @@ class Runner:
                 end_s = time.monotonic()
             spans.append((start_s, end_s))
             if position == self._free_after:
-                self._post(number + 1, batches.count)
+                self._post(number + 1, batches)
         done = _Performed(number, state.loss, state.late_s, spans, departures, ended_s, 0.0)
         self._await(done, [position for position in departures if not self._outlasts(self._program[position])])
         done.ended_s = time.monotonic()
@@ -223,15 +237,18 @@ class Runner:
             if batches.samples is not None and action.op == Op.FORWARD and action.first == 1:
                 state.activations = batches.samples[batches.rows(number, action)].to(self._device)
             elif batches.samples is not None and (action.op, action.role) == (Op.SEND, Role.SAMPLES):
-                state.samples[position] = batches.samples[batches.rows(number + action.ahead, action)]
+                state.samples[position] = batches.sent(number + action.ahead, action)
         return state
 
-    def _post(self, number: int, count: int) -> None:
+    def _post(self, number: int, batches: MiniBatches) -> None:
         """Post the receives of an iteration that are not yet, and those of raw samples of one to come."""
         for position, buffers in self._buffers.items():
             action, coming = self._program[position], number + len(buffers) - 1
-            if 0 <= coming < count and (coming, position) not in self._arrivals:
+            if 0 <= coming < batches.count and (coming, position) not in self._arrivals:
                 assert action.peer is not None
+                if action.compressed:
+                    size = batches.sent_bytes(coming, action)
+                    buffers[coming % len(buffers)] = torch.empty(size, dtype=torch.uint8)
                 buffer, tag = self._place(coming, position), TAGS[action.role]
                 self._arrivals[coming, position] = self._transport.receive(action.peer, buffer, tag)
 
@@ -269,7 +286,8 @@ class Runner:
         if self._in_place(action):
             # In place: whoever sends them has this worker's gradients already.
             return self._part(self._weights, action).view(torch.uint8)
-        return torch.empty(action.size_bytes, dtype=torch.uint8)
+        # One for compressed samples is made when it is posted.
+        return torch.empty(0 if action.compressed else action.size_bytes, dtype=torch.uint8)
 
     def _shape(self, action: Action) -> tuple[int, ...]:
         """Of what a message carries."""

@@ -13,6 +13,7 @@ from hiertrain.runtime.runner import TAGS, MiniBatches, Runner, synchronize
 from hiertrain.runtime.transport import Transport
 from hiertrain.workload.architectures import build_model
 from hiertrain.workload.chain_model import ChainModel
+from hiertrain.workload.compression import compress
 from hiertrain.workload.datasets import load_dataset
 from hiertrain.workload.sample_order import batch_indices
 from hiertrain.workload.weights import give_up_weights, pack_weights, parameters_of, weights_bytes
@@ -33,6 +34,7 @@ def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], puls
     model = build_model(**dict(training.model)).to(device)
     synchronize(device)  # before the group meets: a first use of an accelerator may take longer than a message may
     dataset = load_dataset(training.dataset, training.data_folder) if name == program.data_holder else None
+    compressed = compress(dataset.train_samples) if dataset and any(a.compressed for a in program.actions) else []
     if name != next(iter(job.owners), None):  # who gathers the weights of others has all layers
         give_up_weights(model, program.layers)
     before, taken = memory.resident_bytes(), None
@@ -40,11 +42,15 @@ def train(name: str, job: TrainJob, put: Callable[[Snapshot, bytes], None], puls
     with Transport(name, job.group, job.links) as transport:
         runner = Runner(program, model, transport, training.optimizer, job.pace, device)
         pulse.where = lambda: runner.where
-        # Labels reach the workers once, before the first iteration; they are not part of its time.
+        # Labels and the sizes of compressed samples, if these are sent, reach all workers once, before the first
+        # iteration; they are not part of its time.
         labels = transport.broadcast(program.data_holder, dataset.train_labels if dataset else None)
+        sizes = torch.tensor([len(sample) for sample in compressed], dtype=torch.int64)
+        sizes = transport.broadcast(program.data_holder, sizes if dataset else None)
         pulse.add(transport.read_clock())
         order = partial(batch_indices, len(labels), program.batch_size, training.seed)
-        batches = MiniBatches(training.iterations, order, labels, dataset.train_samples if dataset else None)
+        samples = dataset.train_samples if dataset else None
+        batches = MiniBatches(training.iterations, order, labels, samples, compressed, sizes)
         for done, reports in enumerate(runner.train(batches), start=1):
             for report in reports:
                 pulse.add(report)

@@ -47,7 +47,8 @@ def train(testbed: Testbed, problem: Problem, asked: Plan | Program, training: T
     """
     chain = chain_of(training.model)
     check_profile(problem.profile, chain, testbed.settings)
-    program = check_training(asked, training, testbed.settings, problem.execution)
+    compressed_sample_bytes = problem.profile.compressed_sample_bytes
+    program = check_training(asked, training, testbed.settings, problem.execution, compressed_sample_bytes)
     return watch(testbed, train_jobs(testbed, problem, program, training), program, training)
 
 
@@ -112,7 +113,13 @@ def _pace(profile: Profile, worker: str) -> WorkerProfile:
     return profile.worker(worker).model_copy(update={"measurement": None})
 
 
-def check_training(asked: Plan | Program, training: Training, settings: AnySettings, execution: Execution) -> Program:
+def check_training(
+    asked: Plan | Program,
+    training: Training,
+    settings: AnySettings,
+    execution: Execution,
+    compressed_sample_bytes: int | None = None,
+) -> Program:
     """The program by which a plan is executed, or the given one, dry-run.
 
     Raises InputError unless it fits what is trained, and the testbed that it is trained on.
@@ -123,7 +130,7 @@ def check_training(asked: Plan | Program, training: Training, settings: AnySetti
     for name in names:
         if name not in settings.workers:
             raise InputError(f"{what} has the worker {name!r}; the testbed has {', '.join(settings.workers)}")
-    chain = chain_of(training.model)
+    chain = chain_of(training.model).model_copy(update={"compressed_sample_bytes": compressed_sample_bytes})
     program = compile_plan(asked, chain, execution) if isinstance(asked, Plan) else asked
     dry_run(program, chain)
     return program

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from hiertrain import paths
 from hiertrain.values import InputError
+from hiertrain.workload.compression import compress
 from hiertrain.workload.sample_order import sample_order
 
 FASHION_MNIST_FOLDER = Path("FashionMNIST", "raw")  # in the data folder, as torchvision lays it out
@@ -55,6 +56,10 @@ class Dataset:
         """(C, H, W) of one sample."""
         channels, height, width = self.train_samples.shape[1:]
         return (channels, height, width)
+
+    def compressed_sample_bytes(self) -> int:
+        """Bytes of one training sample by zlib, mean, rounded. It takes seconds: all of them are compressed."""
+        return round(sum(map(len, compress(self.train_samples))) / len(self.train_samples))
 
 
 def _check_part(name: str, samples: Tensor, labels: Tensor, dataset: Dataset) -> None:

@@ -26,6 +26,7 @@ from hiertrain.results.alarms import loaded
 from hiertrain.results.records import load_record
 from hiertrain.values import InputError
 from hiertrain.workload.architectures import build_model
+from hiertrain.workload.datasets import load_dataset
 from tests.conftest import OpenLocal
 from tests.training.test_training import PLANS, instant_problem
 
@@ -287,8 +288,8 @@ def test_what_is_no_execution_is_answered_with_what_there_is(
 ) -> None:
     assert main(["optimize", *inputs(folder), "--execution", before + wrong]) == 2
     assert capsys.readouterr().err == (
-        f"hiertrain: error: --execution: {wrong!r}: must be paper, paper-float32, jalad, overlapped, or fields with "
-        "commas between: sample_encoding=uint8|float32, activation_encoding=float32|uint8|float16|bfloat16, "
+        f"hiertrain: error: --execution: {wrong!r}: must be paper, overlapped, paper-float32, jalad, or fields with "
+        "commas between: sample_encoding=uint8|float32|zlib, activation_encoding=float32|uint8|float16|bfloat16, "
         "parameter_encoding=float32|float16|bfloat16, prefetch=true|false, buckets=true|false, owners=true|false\n"
     )
 
@@ -461,6 +462,7 @@ def test_all_three_stages_from_the_command_line(
     assert main(["links", *options, "--output", str(network)]) == 0
     assert "warning: a link's bandwidth spreads by" in capsys.readouterr().err
     assert set(files.load(Profile, profile).workers) == {"device", "edge"}
+    assert files.load(Profile, profile).compressed_sample_bytes == load_dataset("digits").compressed_sample_bytes()
     assert len(files.load(Network, network).links) == 2
     run = ["--batch-size", "32", "--iterations", "20", "--output", str(tmp_path / "run")]
     files_given = ["--profile", str(profile), "--network", str(network)]
@@ -508,12 +510,13 @@ def test_a_table_trains_like_the_plan_that_it_was_compiled_from(
     paths = {
         name: tmp_path / name for name in ("profile.json", "network.json", "plan.json", "testbed.yml", "table.csv")
     }
-    for name, value in (("profile", problem.profile), ("network", problem.network), ("plan", PLANS["star"])):
+    measured = problem.profile.with_compressed_samples(load_dataset("digits").compressed_sample_bytes())
+    for name, value in (("profile", measured), ("network", problem.network), ("plan", PLANS["star"])):
         files.save(value, paths[f"{name}.json"])
     paths["testbed.yml"].write_text("kind: local\ndata_holder: device\nworkers: {device: {}, edge: {}, cloud: {}}\n")
     profile = ["--profile", str(paths["profile.json"])]
     given = {"plan": ["--plan", str(paths["plan.json"])], "program": ["--program", str(paths["table.csv"])]}
-    jalad = ["--execution", "jalad"]
+    jalad = ["--execution", "jalad,sample_encoding=zlib"]
     assert main(["program", *profile, *given["plan"], *jalad, "--output", str(paths["table.csv"])]) == 0
     train = ["train", *profile, "--network", str(paths["network.json"]), "--testbed", str(paths["testbed.yml"])]
     records = {}
@@ -529,7 +532,7 @@ def test_a_table_trains_like_the_plan_that_it_was_compiled_from(
     assert records["program"].parameters["program"] == records["plan"].parameters["program"]
     assert "plan" not in records["program"].parameters
     assert main([*train, *given["program"], *jalad]) == 2
-    assert "--execution jalad: has no effect with --program" in capsys.readouterr().err
+    assert "--execution jalad,sample_encoding=zlib: has no effect with --program" in capsys.readouterr().err
 
 
 def test_a_computed_value_beyond_its_bounds_is_one_line(

@@ -174,7 +174,7 @@ def small(
         for b in speeds
         if a != b
     )
-    profile = Profile(model="small", sample_bytes=10_000, layers=sizes, workers=workers)
+    profile = Profile(model="small", sample_bytes=10_000, compressed_sample_bytes=5_000, layers=sizes, workers=workers)
     return Problem(profile, Network(links=links), 8, "device", **constraints)
 
 
@@ -192,11 +192,11 @@ def test_two_processors_bind_that_share_the_samples() -> None:
     assert sum(binding.share for binding in found.binding) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("encoding", "number_bytes"), [("uint8", 1), ("float32", 4)])
-def test_a_link_binds_with_its_bytes(encoding: str, number_bytes: int) -> None:
+@pytest.mark.parametrize(("encoding", "sent_bytes"), [("uint8", 10_000), ("float32", 40_000), ("zlib", 5_000)])
+def test_a_link_binds_with_its_bytes(encoding: str, sent_bytes: int) -> None:
     execution = Execution.model_validate({"sample_encoding": encoding})
     problem = small({"device": 1, "edge": 1}, rate_mbps=1, excluded=frozenset({"device"}), execution=execution)
-    assert find_limit(problem).seconds == pytest.approx(8 * 10_000 * number_bytes * 8 / 1e6, rel=2e-3)
+    assert find_limit(problem).seconds == pytest.approx(8 * sent_bytes * 8 / 1e6, rel=2e-3)
     assert binding_of(problem) == ["the link from device to edge"]
 
 

@@ -127,6 +127,10 @@ EDGE_LINKS = tuple(link for link in LINKS if "edge" in (link.source, link.target
         ({"excluded": frozenset(WORKERS)}, "at least one worker must be left"),
         ({"samples_stay": True, "excluded": frozenset({"device"})}, "raw samples must stay on 'device'"),
         ({"memory_limit_bytes": {"edge": 0}}, "memory limit of 'edge' in bytes 0: must be at least 1"),
+        (
+            {"execution": Execution(sample_encoding="zlib")},
+            "profile of m: compressed_sample_bytes is not there; .* hiertrain profile --dataset NAME records it",
+        ),
         ({"network": Network(links=LINKS[1:])}, "no link from 'device' to 'edge'"),
         ({"network": Network(links=())}, "no links join 'cloud' to 'device', which has the raw samples"),
         ({"network": Network(links=EDGE_LINKS), "excluded": frozenset({"edge"})}, "no links join 'cloud' to 'device'"),

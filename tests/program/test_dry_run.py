@@ -22,6 +22,7 @@ MOVED = "edge,receive,gradients,device,1..1,,float32,500,\n"
         ("device,forward,,,", "device,forward,,edge,", "device, action 2 .*: peer 'edge'; only messages have one"),
         ("send,samples,edge", "send,,edge", "device, action 1 .*: role None; a message needs one"),
         ("2..4,uint8,300", "2..4,uint8,299", "device, action 1 .*: size_bytes 299; 300 are what uint8 takes"),
+        ("2..4,uint8,300", "2..4,zlib,2", "device, action 1 .*: size_bytes 2; must be at least 1 per row, of 3"),
         (
             "2..4,uint8,300",
             "2..4,scaled-uint8,300",

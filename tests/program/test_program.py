@@ -98,6 +98,17 @@ def test_half_precision_timed_by_hand() -> None:
     assert ends["device", "send gradients"] == pytest.approx((40.3, 41.55))
 
 
+def test_compressed_samples_are_predicted_by_their_mean() -> None:
+    profile = PROFILE.with_compressed_samples(40)
+    assert profile.chain.compressed_sample_bytes == 40
+    assert PROFILE.chain.compressed_sample_bytes is None
+    zlib = Execution(sample_encoding="zlib")
+    (sent,) = (action for action in compile_plan(PLAN, profile.chain, zlib).actions["device"] if action.compressed)
+    assert (sent.role, sent.size_bytes) == (Role.SAMPLES, 3 * 40)
+    with pytest.raises(InputError, match="profile of m: compressed_sample_bytes is not there"):
+        compile_plan(PLAN, PROFILE.chain, zlib)
+
+
 @pytest.mark.parametrize(("output_bytes", "samples", "size_bytes"), [(1000, 3, 758), (4, 1, 9), (0, 3, 0)])
 def test_sizes_of_activations_of_8_bits(output_bytes: int, samples: int, size_bytes: int) -> None:
     layers = LAYERS[0].model_copy(update={"output_bytes": output_bytes}), *LAYERS[1:]

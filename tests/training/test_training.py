@@ -68,7 +68,11 @@ def instant_problem(chain: Chain, batch_size: int, execution: Execution, data_ho
     cost = LayerCost(fixed_s=1e-6, per_sample_s=1e-6)
     times = WorkerProfile(layers=(LayerTimes(forward=cost, backward=cost, update_s=1e-6),) * chain.depth)
     profile = Profile(
-        model=chain.model, sample_bytes=chain.sample_bytes, layers=chain.layers, workers=dict.fromkeys(WORKERS, times)
+        model=chain.model,
+        sample_bytes=chain.sample_bytes,
+        compressed_sample_bytes=100,
+        layers=chain.layers,
+        workers=dict.fromkeys(WORKERS, times),
     )
     links = [Link(source=a, target=b, bandwidth_mbps=1e5, latency_ms=0) for a in WORKERS for b in WORKERS if a != b]
     return Problem(profile, Network(links=tuple(links)), batch_size, data_holder, execution)
@@ -265,11 +269,12 @@ def test_8_bits_change_nothing_where_no_activations_travel(testbed: Testbed, nam
     )
 
 
+@pytest.mark.parametrize("encoding", ["float32", "zlib"])
 @pytest.mark.parametrize("execution", [Execution.paper(), OVERLAPPED], ids=["paper", "overlapped"])
-def test_adam_and_float32_samples(testbed: Testbed, execution: Execution) -> None:
+def test_adam_and_samples_in_other_encodings(testbed: Testbed, encoding: str, execution: Execution) -> None:
     # Adam divides by the root of the squared gradients, which magnifies rounding where gradients are tiny.
     optimizer = OptimizerSettings(name="adam", learning_rate=1e-3)
-    execution = execution.model_copy(update={"sample_encoding": "float32"})
+    execution = execution.model_copy(update={"sample_encoding": encoding})
     assert largest_difference(testbed, PLANS["chain"], LENET, "digits", optimizer, execution) < 1e-5
 
 
