@@ -167,6 +167,8 @@ def needed_bytes(problem: Problem, plan: Plan, worker: str) -> int:
 
     Who is above a layer's owner has nothing of it. And the messages of both sides, but for weights as they are.
     """
+    if not plan.active(worker):
+        return 0
     total, depth = _messages_bytes(problem, plan, worker), plan.workers[worker].depth
     for number, layer in enumerate(problem.profile.layers[:depth], start=1):
         total += (layer.activation_bytes or 0) * plan.samples_at(worker, number)

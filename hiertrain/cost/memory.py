@@ -12,9 +12,8 @@ from hiertrain.problem.problem import Problem
 from hiertrain.program.actions import Op, Program, WorkerProgram, copies_held
 from hiertrain.program.compiler import compile_plan
 
-PROCESS_BYTES = (
-    64 * 2**20
-)  # besides tensors: threads, code that is loaded when it is first used, scratch of small layers
+# Besides tensors: threads, code that is loaded when it is first used, scratch of small layers.
+PROCESS_BYTES = 64 * 2**20
 
 
 def process_bytes(chain: Chain, depth: int) -> int:
@@ -27,7 +26,9 @@ def process_bytes(chain: Chain, depth: int) -> int:
 
 
 def memory_bytes(problem: Problem, plan: Plan, worker: str) -> int:
-    """What ``worker`` needs for a plan; 0 where it takes no part."""
+    """What ``worker`` needs for a plan; 0 where it computes nothing: limits are for those who compute."""
+    if not plan.active(worker):
+        return 0
     program = compile_plan(plan, problem.profile.chain, problem.execution)
     return memory_of(program, problem.profile.chain, problem.optimizer_copies).get(worker, 0)
 
