@@ -308,10 +308,11 @@ class _Programme:
         for variable in variables:
             variable.integer = False
         near = mathopt.solve(model, mathopt.SolverType.GLOP)
+        told = next((found for found in (near, relaxed) if found.has_dual_feasible_solution()), None)
         return Limit(
             seconds=max(0.0, relaxed.dual_bound(), best.dual_bound()) * self.unit_s,
             proven=best.termination.reason == mathopt.TerminationReason.OPTIMAL,
-            binding=self._binding(near.dual_values(rows)),
+            binding=self._binding(told.dual_values(rows)) if told is not None else (),
         )
 
     def _binding(self, duals: list[float]) -> tuple[Binding, ...]:
