@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from hiertrain.figures.style import (
     ACTION_COLOURS,
@@ -177,6 +178,10 @@ def plot_agreement(df: pd.DataFrame) -> Figure:
                 ax.plot(rows["observed_ms"], rows["predicted_ms"], markers[uplink], color=colours[model],
                         markersize=3.5, markeredgewidth=0.6, fillstyle="none")  # fmt: skip
             ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=execution)
+            for direction in (ax.xaxis, ax.yaxis):
+                direction.set_major_locator(LogLocator(subs=(1, 3)))
+                direction.set_major_formatter("{x:g}")
+                direction.set_minor_formatter(NullFormatter())
             ax.set_xlabel(f"{df['kind'].iloc[0]} (ms)")
         axes[0].set_ylabel("predicted time per iteration (ms)")
         axes[0].text(0.03, 0.95, "band: within 10%", transform=axes[0].transAxes, va="top")
