@@ -65,8 +65,9 @@ def distance_line(plan_s: float, limit: "Limit") -> str:
 
 def memory_line(seen_bytes: Mapping[str, int], predicted_bytes: Mapping[str, int]) -> str:
     """What training took of each worker's memory at most, and what was predicted."""
-    parts = (f"{name} {seen_bytes[name] / 1e6:.1f} ({predicted_bytes[name] / 1e6:.1f})" for name in seen_bytes)
-    return f"memory in MB, measured (predicted): {', '.join(parts)}"
+    known = {name: size for name, size in predicted_bytes.items() if name in seen_bytes}
+    parts = (f"{name} {seen_bytes[name] / 1e6:.1f} ({size / 1e6:.1f})" for name, size in known.items())
+    return f"memory for training in MB, measured (predicted for tensors alone): {', '.join(parts)}"
 
 
 def times_line(kind: Literal["measured", "emulated"], times: Times, iteration_s: Sequence[float]) -> str:
