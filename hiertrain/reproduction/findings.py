@@ -186,15 +186,17 @@ def overlaps(target: float, policies: pd.DataFrame) -> Finding:
     Geometric mean over the settings in which both were executed, with those of the ends of each one's interval.
     """
     rows = _both_executions(policies)
+    if rows.empty:
+        return Finding("open", NOTHING_TO_COMPARE)
     observed = rows.dropna(subset="observed")
     if observed.empty:
-        return Finding("open", NOTHING_TO_COMPARE if rows.empty else ONLY_PREDICTED)
-    means = {name: float(np.exp(np.log(observed[name]).mean())) for name in ("observed", "low", "high")}
+        return _only_predicted(rows, _least(rows, "predicted"), _geometric_mean(rows["predicted"]))
+    means = {name: _geometric_mean(observed[name]) for name in ("observed", "low", "high")}
     least, most = _least(observed, "observed"), observed["observed"].max()
     return Finding(
         "holds" if means["low"] >= target else "fails" if means["high"] < target else "open",
         f"geometric mean over {len(observed)} settings; from {least['observed']:.2f}x to {most:.2f}x",
-        predicted=float(np.exp(np.log(observed["predicted"]).mean())),
+        predicted=_geometric_mean(observed["predicted"]),
         measured=means["observed"],
         low=means["low"],
         high=means["high"],
@@ -206,9 +208,12 @@ def overlaps(target: float, policies: pd.DataFrame) -> Finding:
 def never_slower(policies: pd.DataFrame) -> Finding:
     """Whether overlapped hiertrain+ is observed to be slower anywhere than the paper's hiertrain, beyond noise."""
     rows = _both_executions(policies)
+    if rows.empty:
+        return Finding("open", NOTHING_TO_COMPARE)
     observed = rows.dropna(subset="observed")
     if observed.empty:
-        return Finding("open", NOTHING_TO_COMPARE if rows.empty else ONLY_PREDICTED)
+        foreseen = _least(rows, "predicted")
+        return _only_predicted(rows, foreseen, foreseen["predicted"])
     least = _least(observed, "observed")
     slower = observed[observed["observed"] < 1 / (1 + NOISE)]
     surely = slower[slower["high"] < 1]
@@ -423,6 +428,10 @@ def _most(rows: pd.DataFrame, column: str) -> pd.Series:
 def _least(rows: pd.DataFrame, column: str) -> pd.Series:
     """The row with the smallest value."""
     return rows.nsmallest(1, column).iloc[0]
+
+
+def _geometric_mean(ratios: pd.Series) -> float:
+    return float(np.exp(np.log(ratios).mean()))
 
 
 def _found(verdict: Verdict, reason: str, row: pd.Series) -> Finding:
